@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+CLANG ?= clang
+BPFTOOL ?= bpftool
+CC ?= cc
+V ?= 0
+
+ifeq ($(V),1)
+Q =
+msg =
+else
+Q = @
+msg = @printf '  %-8s %s\n' "$(1)" "$(2)"
+MAKEFLAGS += --no-print-directory
+endif
+
+# <asm/types.h> lies in a directory of the architecture on Debian.
+ARCH_INCLUDE := $(addprefix -idirafter ,$(wildcard /usr/include/$(shell uname -m)-linux-gnu))
+BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
+CFLAGS ?= -O2 -g
+HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
+
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
+HELPERS := tests/traffic tests/btf_fields bench/ratio
+SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
+	deps.sh tests/run.sh tests/helpers.bash .ci/run bench/run.sh
+C_FILES := vmlinux.h $(wildcard bpf/*.[ch] tests/*.[ch] bench/*.[ch])
+
+.PHONY: all objects helpers deps load check bench lint clean
+.DELETE_ON_ERROR:
+
+all: objects
+
+objects: $(OBJECTS)
+
+helpers: $(HELPERS)
+
+bpf/%.bpf.o: bpf/%.bpf.c bpf/bpf_sockmap.h vmlinux.h
+	$(call msg,BPF,$@)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+# Every type of vmlinux.h in one object's BTF, for tests/vmlinux.bats.
+tests/vmlinux.bpf.o: tests/vmlinux.bpf.c vmlinux.h
+	$(call msg,BPF,$@)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+tests/traffic: tests/traffic.c
+	$(call msg,CC,$@)
+	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
+
+bench/ratio: bench/ratio.c
+	$(call msg,CC,$@)
+	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
+
+tests/btf_fields: tests/btf_fields.c
+	$(call msg,CC,$@)
+	$(Q)$(CC) $(HELPER_CFLAGS) $< -lbpf -o $@
+
+# Installs what is missing, with the host's own package manager.
+deps:
+	$(Q)./deps.sh load
+
+load: deps objects
+	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
+
+check:
+	$(Q)./deps.sh load check
+	$(Q)$(MAKE) objects helpers tests/vmlinux.bpf.o
+	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh
+
+bench: objects helpers
+	$(Q)BPFTOOL=$(BPFTOOL) bench/run.sh
+
+lint:
+	$(Q)./deps.sh lint
+	$(Q)shellcheck -x $(SHELL_FILES)
+	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
+	$(Q)clang-format --dry-run -Werror $(C_FILES)
+
+clean:
+	$(Q)rm -f $(OBJECTS) $(HELPERS) tests/vmlinux.bpf.o

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Puts both ends of every loopback connection into sock_ops_map.
+ *
+ * A socket can enter a sockhash from sockops only in the two ESTABLISHED
+ * callbacks; the kernel takes it out when it closes (sock_map_close,
+ * sock_map_unhash).  The two ends enter one after the other, in any order and
+ * sometimes late: bpf_redirect.bpf.c sends by TCP until it finds its peer.
+ */
+#include "bpf_sockmap.h"
+
+#define E2BIG 7
+#define LOOPBACK_NET bpf_htonl(0x7f000000)
+#define LOOPBACK_MASK bpf_htonl(0xff000000)
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* addr: network byte order */
+static __always_inline bool is_loopback4(u32 addr)
+{
+	return (addr & LOOPBACK_MASK) == LOOPBACK_NET;
+}
+
+/* words: network byte order; ::1 or ::ffff:127.0.0.0/104 */
+static __always_inline bool is_loopback6(u32 w0, u32 w1, u32 w2, u32 w3)
+{
+	if (w0 || w1)
+		return false;
+	return w2 ? w2 == bpf_htonl(0xffff) && is_loopback4(w3) :
+		    w3 == bpf_htonl(1);
+}
+
+/* Policy: which connections may be fused at all. */
+static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
+{
+	if (skops->family == AF_INET)
+		return is_loopback4(skops->local_ip4) &&
+		       is_loopback4(skops->remote_ip4);
+	if (skops->family == AF_INET6)
+		return is_loopback6(skops->local_ip6[0], skops->local_ip6[1],
+				    skops->local_ip6[2], skops->local_ip6[3]) &&
+		       is_loopback6(skops->remote_ip6[0], skops->remote_ip6[1],
+				    skops->remote_ip6[2], skops->remote_ip6[3]);
+	return false;
+}
+
+/*
+ * Readers inside the kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never
+ * sees fused bytes.
+ */
+static __always_inline bool left_out(struct tcp_sock *tp)
+{
+	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) ||
+	       not_plain_tcp(tp);
+}
+
+static __always_inline void trace_end(struct bpf_sock_ops *skops)
+{
+	u32 op = skops->op, lport = skops->local_port;
+	u32 rport = bpf_ntohl(skops->remote_port);
+
+	if (skops->family == AF_INET) {
+		u32 local = skops->local_ip4, remote = skops->remote_ip4;
+
+		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d",
+			   op, &local, lport, &remote, rport);
+	} else {
+		u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1],
+				 skops->local_ip6[2], skops->local_ip6[3] };
+		u32 remote[4] = { skops->remote_ip6[0], skops->remote_ip6[1],
+				  skops->remote_ip6[2], skops->remote_ip6[3] };
+
+		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d",
+			   op, local, lport, remote, rport);
+	}
+}
+
+static __always_inline void track(struct bpf_sock_ops *skops)
+{
+	struct settings *set = array_value(&fuse_settings);
+	struct pair_key key;
+	struct tcp_sock *tp;
+	long err;
+
+	if (!set || !set->fuse)
+		return;
+	if (!skops->sk)
+		return;
+	tp = bpf_skc_to_tcp_sock(skops->sk);
+	if (!tp)
+		return;
+	if (set->trace)
+		trace_end(skops);
+	if (left_out(tp)) {
+		COUNT(ends_left_out);
+		return;
+	}
+
+	key = own_key(tp, skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB);
+	/* BPF_NOEXIST: who comes later with a known key never takes it over. */
+	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
+	if (!err)
+		COUNT(ends_tracked);
+	else if (err == -E2BIG)
+		COUNT(ends_map_full);
+	else
+		COUNT(ends_refused);
+}
+
+SEC("sockops")
+int bpf_sockops(struct bpf_sock_ops *skops)
+{
+	switch (skops->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (both_ends_loopback(skops))
+			track(skops);
+	}
+	/*
+	 * Always 1: 0 becomes -EPERM in bpf_prog_run_array_cg(), and
+	 * tcp_call_bpf() then drops the answer of any other sockops program.
+	 */
+	return 1;
+}

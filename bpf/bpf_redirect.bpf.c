@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Decides for each message whether it is fused: handed to the peer's ingress
+ * queue (bpf_tcp_ingress) without passing through TCP.
+ *
+ * The contract.  A message is fused only if nothing tells the two paths apart
+ * but speed; anything unclear falls back to TCP, which is always correct.
+ * Every byte arrives, in order: the receiver reads its ingress queue before
+ * its TCP queue (tcp_bpf_recvmsg), so a message may be fused only when every
+ * TCP byte before it has been read.  Memory stays bounded: the kernel puts no
+ * limit on the ingress queue, so this program does.  send() never fails where
+ * TCP would not: the program always returns SK_PASS, and never lets the
+ * kernel refuse the charge.
+ *
+ * Locks.  tcp_bpf_sendmsg() holds the sender's lock while this runs; nobody
+ * holds the peer's.  What is read of the peer is read fault-safe
+ * (bpf_probe_read_kernel) and may be stale at once, so each rule says why a
+ * stale answer costs speed only.
+ *
+ * The peer is known without a lookup of our own: a successful redirect leaves
+ * it in sk_msg->sk_redir.  A redirect cannot be taken back, but a second one,
+ * to the sender's own key without BPF_F_INGRESS, sends the message by the
+ * sender's own TCP.
+ */
+#include "bpf_sockmap.h"
+
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE_WAIT 8
+#define SOCK_RCVBUF_LOCK 2
+
+/*
+ * Slack for what other processors charge between the check and the charge,
+ * and for what each keeps aside (SK_MEMORY_PCPU_RESERVE is 1 MB), in pages.
+ */
+#define CHARGE_SLACK 1024
+#define MEMCG_SLACK 256
+#define MEMCG_DEPTH 16
+#define MAX_WAITERS 8
+
+/* Writes of this size and more stream better fused however many wait. */
+#define BULK_BYTES 49152
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * Only directions that have fallen back have one of these: SEEN | write_seq
+ * of when the peer was last seen to have no reader inside tcp_recvmsg().
+ */
+#define SEEN (1ULL << 32)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, u64);
+} fuse_returned SEC(".maps");
+
+/* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
+extern const void woken_wake_function __ksym __weak;
+
+/* Only in these states does plain TCP take bytes from send(). */
+static __always_inline bool can_send(struct tcp_sock *own)
+{
+	u8 state = sk_of(own)->__sk_common.skc_state;
+
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+}
+
+/*
+ * Covers the start race, a miss, and the way back from a fallback.  Stale:
+ * copied_seq only advances, up to write_seq, which our lock holds still.
+ */
+static __always_inline bool tcp_bytes_unread(struct tcp_sock *own,
+					     struct tcp_sock *peer)
+{
+	return BPF_CORE_READ(peer, copied_seq) != own->write_seq;
+}
+
+/* Bytes.  With every TCP byte read, all of sk_rmem_alloc is fused backlog. */
+static __always_inline u32 backlog_of(struct tcp_sock *peer)
+{
+	return BPF_CORE_READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
+}
+
+/*
+ * Half of what TCP's buffer could grow to.  TCP counts the backlog against
+ * the same buffer, so its window is closed when we fall back, and one that
+ * is overfull would drop the segment and wait for a retransmission.
+ */
+static __always_inline bool backlog_full(struct tcp_sock *own,
+					 struct tcp_sock *peer, u32 backlog,
+					 u32 size)
+{
+	struct net *net = sk_of(own)->__sk_common.skc_net.net;
+	u32 limit = net->ipv4.sysctl_tcp_rmem[2];
+
+	if (BPF_CORE_READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
+		limit = BPF_CORE_READ(sk_of(peer), sk_rcvbuf);
+	return (u64)backlog + size > limit / 2;
+}
+
+/*
+ * A waiting message costs about 1 KB of slab that no socket is charged for,
+ * whatever its size; so no more than some messages like this one may wait.
+ * That is also what keeps small one-way streams on TCP, which merges them.
+ * Request/response never has more than one waiting.
+ */
+static __always_inline bool too_many_wait(u32 backlog, u32 size)
+{
+	if (size >= BULK_BYTES)
+		return false;
+	return backlog > (size < 1024 ? 32 : 2) * size;
+}
+
+/* pages more fit below every limit from this counter up to the root */
+static __always_inline bool has_room(struct page_counter *counter, u64 pages)
+{
+	for (int depth = 0; depth < MEMCG_DEPTH; depth++) {
+		if (!counter)
+			return true;
+		if (BPF_CORE_READ(counter, usage.counter) + pages +
+			    MEMCG_SLACK > BPF_CORE_READ(counter, max))
+			return false;
+		counter = BPF_CORE_READ(counter, parent);
+	}
+	return false;
+}
+
+/*
+ * bpf_tcp_ingress() charges the receiver and hands a refusal to send() as
+ * ENOMEM, where TCP would wait.  __sk_mem_raise_allocated() cannot refuse
+ * while TCP as a whole is below tcp_mem[0] and every memory cgroup of the
+ * receiver has room; what sk_forward_alloc holds was charged before.
+ */
+static __always_inline bool charge_may_fail(struct tcp_sock *own,
+					    struct tcp_sock *peer, u32 size)
+{
+	struct proto *prot = sk_of(own)->__sk_common.skc_prot;
+	long allocated = prot->memory_allocated->counter;
+	u64 pages = size / PAGE_SIZE + 1;
+	struct mem_cgroup *memcg;
+	long low = 0;
+
+	bpf_probe_read_kernel(&low, sizeof(low), prot->sysctl_mem);
+	if (allocated + (long)pages + CHARGE_SLACK > low)
+		return true;
+
+	if (!bpf_core_field_exists(struct sock, sk_memcg))
+		return false;
+	memcg = BPF_CORE_READ(sk_of(peer), sk_memcg);
+	if (!memcg)
+		return false;
+	if (BPF_CORE_READ(sk_of(peer), sk_forward_alloc) >= (int)size)
+		return false;
+	if (!has_room(&memcg->memory, pages))
+		return true;
+	return bpf_core_field_exists(struct mem_cgroup, tcpmem) &&
+	       !has_room(&memcg->tcpmem, pages);
+}
+
+/*
+ * A reader that sleeps inside tcp_recvmsg() (MSG_WAITALL, say) never looks at
+ * the ingress queue: it would hang, or read newer bytes first.  Entering
+ * tcp_recvmsg() takes unread TCP bytes, and there are none now; so such a
+ * reader holds the lock, or is in the wait queue, where it put itself before
+ * it let go of the lock.
+ */
+static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
+{
+	struct list_head *head, *pos;
+
+	if (!&woken_wake_function)
+		return true; /* kernel.kptr_restrict = 2 hides the address */
+	if (BPF_CORE_READ(sk_of(peer), sk_lock.owned))
+		return true;
+	head = &BPF_CORE_READ(sk_of(peer), sk_wq)->wait.head;
+	pos = BPF_CORE_READ(head, next);
+	for (int i = 0; i < MAX_WAITERS; i++) {
+		struct wait_queue_entry *waiter;
+
+		if (pos == head)
+			return false;
+		waiter = (void *)pos -
+			 bpf_core_field_offset(struct wait_queue_entry, entry);
+		if ((void *)BPF_CORE_READ(waiter, func) == &woken_wake_function)
+			return true;
+		pos = BPF_CORE_READ(pos, next);
+	}
+	return true;
+}
+
+/*
+ * True for the first message after a fallback while a reader may be inside
+ * tcp_recvmsg().  Once it is seen not to be, no reader can get there before
+ * the next TCP byte does.
+ */
+static __always_inline bool reader_blocked(struct sk_msg_md *msg,
+					   struct tcp_sock *own,
+					   struct tcp_sock *peer)
+{
+	u64 *returned;
+
+	if (!own->data_segs_out)
+		return false; /* not a byte has gone by TCP */
+	returned = bpf_sk_storage_get(&fuse_returned, msg->sk, NULL,
+				      BPF_SK_STORAGE_GET_F_CREATE);
+	if (!returned)
+		return true;
+	if (*returned == (SEEN | own->write_seq))
+		return false;
+	if (reader_may_be_in_tcp(peer))
+		return true;
+	*returned = SEEN | own->write_seq;
+	return false;
+}
+
+static __always_inline struct tcp_sock *redirected_to(struct sk_msg_md *msg)
+{
+	return (void *)BPF_CORE_READ((struct sk_msg *)msg, sk_redir);
+}
+
+/* Takes a redirect back.  The sender is in the map, or this would not run. */
+static __always_inline void send_by_own_tcp(struct sk_msg_md *msg,
+					    struct tcp_sock *own)
+{
+	struct pair_key key = own_key(own, true);
+
+	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0) == SK_PASS)
+		return;
+	key = own_key(own, false);
+	bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0);
+}
+
+SEC("sk_msg")
+int bpf_redir(struct sk_msg_md *msg)
+{
+	struct settings *set = array_value(&fuse_settings);
+	u32 size = msg->size, backlog;
+	struct tcp_sock *own, *peer;
+	struct pair_key key;
+
+	if (!set || !set->fuse) {
+		COUNT(tcp_switched_off);
+		return SK_PASS;
+	}
+	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
+	if (!own || !can_send(own) || not_plain_tcp(own)) {
+		COUNT(tcp_socket_state);
+		return SK_PASS;
+	}
+
+	key = peer_key(own);
+	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) !=
+	    SK_PASS) {
+		COUNT(tcp_peer_unknown);
+		return SK_PASS;
+	}
+	peer = redirected_to(msg);
+	backlog = backlog_of(peer);
+
+	if (BPF_CORE_READ(peer, inet_conn.icsk_ulp_ops)) {
+		COUNT(tcp_socket_state);
+	} else if (tcp_bytes_unread(own, peer)) {
+		COUNT(tcp_in_flight);
+	} else if (backlog_full(own, peer, backlog, size)) {
+		COUNT(tcp_backlog_bytes);
+	} else if (too_many_wait(backlog, size)) {
+		COUNT(tcp_backlog_number);
+	} else if (charge_may_fail(own, peer, size)) {
+		COUNT(tcp_memory);
+	} else if (reader_blocked(msg, own, peer)) {
+		COUNT(tcp_blocked_reader);
+	} else {
+		COUNT(fused_messages);
+		COUNT_ADD(fused_bytes, size);
+		return SK_PASS;
+	}
+	send_by_own_tcp(msg, own);
+	return SK_PASS;
+}

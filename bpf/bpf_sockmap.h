@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the two programs of sockfuse share: the pair key, the maps, the
+ * settings and the counters.
+ *
+ * bpf_contrack.bpf.c puts every local socket into sock_ops_map when its
+ * handshake ends; bpf_redirect.bpf.c decides for each message whether it may
+ * be handed straight to the peer (fused) or goes by TCP (falls back).
+ */
+#ifndef SOCKFUSE_BPF_SOCKMAP_H
+#define SOCKFUSE_BPF_SOCKMAP_H
+
+#include "../vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define PAGE_SIZE 4096
+
+/*
+ * The pair key names a socket by the handshake it took part in: the two
+ * initial sequence numbers (host byte order) and the network namespace whose
+ * loopback device carried it.  No address stands in it, so IPv4, IPv6 and
+ * v4-mapped ends of one connection meet, and equal addresses in two namespaces
+ * never do.  A socket is stored under the key that its peer computes.
+ */
+struct pair_key {
+	u64 netns;	/* address of the struct net */
+	u32 sender_isn; /* of the end that looks the key up */
+	u32 peer_isn;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 65536); /* load.sh --max-connections */
+	__type(key, struct pair_key);
+	__type(value, u64); /* bpftool dumps the socket cookies */
+} sock_ops_map SEC(".maps");
+
+/* Written by the scripts; bytes, so that no script needs the byte order. */
+struct settings {
+	u8 fuse;  /* 0: every message goes by TCP, no socket enters the map */
+	u8 trace; /* 1: a line in the trace pipe for each end of a connection */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct settings);
+} fuse_settings SEC(".maps");
+
+/* One for each outcome, in messages or connections unless the name says bytes. */
+struct counters {
+	u64 fused_messages;
+	u64 fused_bytes;
+	u64 tcp_switched_off;
+	u64 tcp_socket_state;	/* closing, repair mode, upper-layer protocol */
+	u64 tcp_peer_unknown;	/* the other end is not in the map */
+	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
+	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
+	u64 tcp_backlog_number; /* enough messages wait for the peer's reader */
+	u64 tcp_memory;		/* the kernel might refuse to charge the peer */
+	u64 tcp_blocked_reader; /* the peer's reader may sit inside tcp_recvmsg */
+	u64 ends_tracked;	/* sockets that entered the map */
+	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
+	u64 ends_map_full;
+	u64 ends_refused; /* the kernel did not take the socket */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct counters);
+} fuse_counters SEC(".maps");
+
+static __always_inline void *array_value(void *map)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(map, &zero);
+}
+
+/*
+ * Atomic although per CPU: these programs can be preempted between the load
+ * and the store, and a counter that loses counts explains nothing.
+ */
+#define COUNT_ADD(counter, n)                                                  \
+	do {                                                                   \
+		struct counters *c = array_value(&fuse_counters);              \
+		if (c)                                                         \
+			__sync_fetch_and_add(&c->counter, n);                  \
+	} while (0)
+
+#define COUNT(counter) COUNT_ADD(counter, 1)
+
+/* What bpf_skc_to_tcp_sock() returns can be read like memory of our own. */
+static __always_inline struct sock *sk_of(struct tcp_sock *tp)
+{
+	return &tp->inet_conn.icsk_inet.sk;
+}
+
+/*
+ * The key under which a socket's peer is stored.  The counters advance in step
+ * (tcp_snd_una_update, tcp_rcv_nxt_update), so the differences are constant
+ * for the life of a connection: nothing has to be remembered for it.
+ *
+ * sender_isn is the initial sequence number itself on the side that connected,
+ * where bytes_acked counts the SYN, and one more on the side that accepted.
+ * peer_isn is one more than the initial sequence number on both.
+ */
+static __always_inline struct pair_key peer_key(struct tcp_sock *tp)
+{
+	return (struct pair_key){
+		.netns = (u64)sk_of(tp)->__sk_common.skc_net.net,
+		.sender_isn = tp->snd_una - (u32)tp->bytes_acked,
+		.peer_isn = tp->rcv_nxt - (u32)tp->bytes_received,
+	};
+}
+
+/* The key under which the socket itself is stored: its peer's view. */
+static __always_inline struct pair_key own_key(struct tcp_sock *tp,
+					       bool connected)
+{
+	struct pair_key key = peer_key(tp);
+	u32 isn = key.sender_isn;
+
+	key.sender_isn = connected ? key.peer_isn : key.peer_isn - 1;
+	key.peer_isn = connected ? isn + 1 : isn;
+	return key;
+}
+
+/*
+ * Repair mode (tcp_repair in tcp(7)) chooses its own sequence numbers; an
+ * upper-layer protocol (kTLS, an MPTCP subflow, SMC fallback) changes what
+ * the bytes mean.
+ */
+static __always_inline bool not_plain_tcp(struct tcp_sock *tp)
+{
+	return BPF_CORE_READ_BITFIELD(tp, repair) ||
+	       tp->inet_conn.icsk_ulp_ops;
+}
+
+#endif /* SOCKFUSE_BPF_SOCKMAP_H */

@@ -1,0 +1,146 @@
+# shellcheck shell=bash
+# What the scripts of sockfuse share: where things are pinned, how a command is
+# announced, how an error reads, and how our programs are told from others.
+# Sourced, never run.
+
+readonly BPFFS=/sys/fs/bpf
+readonly PIN_SOCKOPS=$BPFFS/bpf_sockops
+readonly PIN_REDIR=$BPFFS/bpf_redir
+readonly PIN_MAP=$BPFFS/sock_ops_map
+readonly PIN_DIR=$BPFFS/sockfuse
+readonly STAGING=$PIN_DIR/staging
+# The maps that outlive a reload; their names say that a program is ours.
+readonly SETTINGS=fuse_settings
+readonly COUNTERS=fuse_counters
+readonly LOCK=/run/sockfuse.lock
+readonly LOCK_WAIT=60 # seconds
+
+# Exit codes, the same in every script; --help lists them.
+readonly EX_FAILED=1 EX_USAGE=2 EX_ROOT=3 EX_HOST=4 EX_FOREIGN=5 EX_BUSY=6
+# shellcheck disable=SC2034 # printed by usage() of the scripts
+readonly EXIT_CODES="\
+Exit codes:
+  0  done
+  1  a command failed; what had been changed was put back
+  2  the command line is wrong
+  3  root is needed
+  4  this host lacks something that sockfuse needs
+  5  another program stands where sockfuse would
+  6  another sockfuse script held the lock for $LOCK_WAIT s"
+
+BPFTOOL=${BPFTOOL:-bpftool}
+QUIET=
+
+# die CODE WHAT [MEND]: one line on stderr, what is wrong and what mends it.
+die() {
+  printf '%s: %s%s\n' "${0##*/}" "$2" "${3:+; $3}" >&2
+  exit "$1"
+}
+
+say() {
+  [[ $QUIET ]] || printf '%s\n' "$*"
+}
+
+# run COMMAND...: a command that changes the system is printed, then run.
+run() {
+  say "+ $*"
+  "$@"
+}
+
+need_root() {
+  ((EUID == 0)) || die "$EX_ROOT" "root is needed" "try: sudo $0 $*"
+}
+
+# need_command NAME PACKAGE
+need_command() {
+  command -v "$1" >/dev/null ||
+    die "$EX_HOST" "$1 is missing" "install it: make deps (package $2)"
+}
+
+need_bpftool() {
+  local version major minor
+  need_command "$BPFTOOL" bpftool
+  need_command jq jq
+  # "bpftool v7.1.0"; those that came with a kernel carried its version.
+  version=$("$BPFTOOL" version 2>/dev/null | sed -n 's/^.*bpftool v\([0-9.]*\).*/\1/p') || true
+  IFS=. read -r major minor _ <<<"$version"
+  ((${major:-0} > 5 || (${major:-0} == 5 && ${minor:-0} >= 10))) ||
+    die "$EX_HOST" "$BPFTOOL is too old or does not run here (version ${version:-unknown}, 5.10 needed)" \
+      "install the one of this kernel: make deps"
+}
+
+# One script at a time.  The lock goes with the last process that holds it, so
+# a killed script leaves none behind.
+take_lock() {
+  local umask_before
+  umask_before=$(umask)
+  umask 077 # or any user could open it and hold it
+  exec 9>"$LOCK"
+  umask "$umask_before"
+  flock -w "$LOCK_WAIT" 9 ||
+    die "$EX_BUSY" "another sockfuse script has been at work for $LOCK_WAIT s" "see: fuser -v $LOCK"
+}
+
+is_bpffs() {
+  [[ $(stat -f -c %T "$BPFFS" 2>/dev/null) == bpf_fs ]]
+}
+
+# Ids of the maps named $1, as a JSON array.
+map_ids_named() {
+  "$BPFTOOL" -j map show | jq -c --arg name "$1" '[.[] | select(.name == $name) | .id]'
+}
+
+# Our programs: those that use a map named like our settings, as JSON objects
+# with id, type, settings (map id) and map (id of the sockhash).
+our_programs() {
+  local settings maps
+  settings=$(map_ids_named "$SETTINGS")
+  maps=$(map_ids_named sock_ops_map)
+  "$BPFTOOL" -j prog show | jq -c --argjson settings "$settings" --argjson maps "$maps" '
+    .[] | .map_ids as $ids
+    | {id, type,
+       settings: first(($ids // [])[] | select(IN($settings[]))),
+       map: first((($ids // [])[] | select(IN($maps[]))), null)}'
+}
+
+# pinned_id PATH: the id of the program pinned there, nothing if there is none.
+pinned_id() {
+  "$BPFTOOL" -j prog show pinned "$1" 2>/dev/null | jq -r '.id // empty'
+}
+
+# "CGROUP ID" of each sockops program of ours attached in any visible cgroup.
+our_attachments() {
+  local ours
+  ours=$(our_programs | jq -sc 'map(.id)')
+  { "$BPFTOOL" -j cgroup tree 2>/dev/null || true; } | jq -r --argjson ours "$ours" '
+    .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[])) | "\(.id) \($cgroup)"'
+}
+
+# Map ids of the settings that pins and attachments of ours lead to; several
+# only after a load that was killed.  Nothing outside this bpffs and the
+# visible cgroups is looked at: another sockfuse may run in a container.
+our_settings() {
+  local path id
+  {
+    for path in "$PIN_DIR/$SETTINGS" "$STAGING/maps/$SETTINGS"; do
+      "$BPFTOOL" -j map show pinned "$path" 2>/dev/null | jq -r '.id // empty'
+    done
+    {
+      for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$STAGING/bpf_sockops" "$STAGING/bpf_redir"; do
+        pinned_id "$path"
+      done
+      our_attachments | cut -d ' ' -f 1
+    } | while read -r id; do
+      our_programs | jq -r --argjson id "$id" 'select(.id == $id) | .settings'
+    done
+  } | sort -un
+}
+
+# set_setting MAP_REFERENCE... NAME VALUE (0 or 1): changes one byte of struct
+# settings; the map's BTF says which.
+set_setting() {
+  local map=("${@:1:$#-2}") name=${*: -2:1} value=${*: -1} bytes
+  read -ra bytes < <("$BPFTOOL" -j map dump "${map[@]}" | jq -r --arg name "$name" --argjson value "$value" '
+    .[0].formatted.value | .[$name] = $value | [.[]] | join(" ")')
+  "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}"
+}

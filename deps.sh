@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Installs what sockfuse needs and this host lacks (make deps).
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+# shellcheck source=common.sh
+. "$here/common.sh"
+
+usage() {
+  cat <<EOF
+Usage: deps.sh [load] [check] [lint]
+
+Installs with apt, dnf, zypper or pacman what is missing to build and load
+sockfuse (load), to run its tests (check), or to check its style (lint).  The
+command is printed before it is run.
+
+  --help    this text
+
+Example: deps.sh load check
+
+$EXIT_CODES
+EOF
+}
+
+# What is needed, one a line: set, command or header, and its package with apt,
+# dnf, zypper and pacman.
+readonly NEEDED="\
+load   clang                       clang         clang          clang           clang
+load   /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel   libbpf-devel    libbpf
+load   bpftool                     bpftool       bpftool        bpftool         bpf
+load   jq                          jq            jq             jq              jq
+load   flock                       util-linux    util-linux     util-linux      util-linux
+load   tcpdump                     tcpdump       tcpdump        tcpdump         tcpdump
+check  cc                          gcc           gcc            gcc             gcc
+check  bats                        bats          bats           bats            bash-bats
+check  ip                          iproute2      iproute        iproute2        iproute2
+check  iperf3                      iperf3        iperf3         iperf           iperf3
+check  sysctl                      procps        procps-ng      procps          procps-ng
+lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
+lint   shfmt                       shfmt         shfmt          shfmt           shfmt
+lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
+
+find_manager() {
+  MANAGER='' COLUMN=''
+  local column=0 manager
+  for manager in apt-get dnf zypper pacman; do
+    column=$((column + 1))
+    if command -v "$manager" >/dev/null; then
+      MANAGER=$manager COLUMN=$column
+      return
+    fi
+  done
+}
+
+missing_packages() {
+  local set need packages
+  while read -r set need packages; do
+    [[ " $* " == *" $set "* ]] || continue
+    [[ -e $need ]] || command -v "$need" >/dev/null || cut -d ' ' -f "$COLUMN" <<<"${packages//+( )/ }"
+  done <<<"$NEEDED" | sort -u
+}
+
+install_packages() {
+  case $MANAGER in
+    apt-get)
+      run env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" ||
+        {
+          run apt-get -q update
+          run env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
+        }
+      ;;
+    dnf) run dnf -y install "$@" ;;
+    zypper) run zypper --non-interactive install "$@" ;;
+    pacman) run pacman -S --needed --noconfirm "$@" ;;
+  esac
+}
+
+shopt -s extglob
+for argument; do
+  case $argument in
+    load | check | lint) ;;
+    --help)
+      usage
+      exit 0
+      ;;
+    *) die "$EX_USAGE" "unknown argument: $argument" "see: $0 --help" ;;
+  esac
+done
+find_manager
+[[ $MANAGER ]] || COLUMN=1
+mapfile -t missing < <(missing_packages "$@")
+((${#missing[@]})) || exit 0
+[[ $MANAGER ]] || die "$EX_HOST" "no apt, dnf, zypper or pacman here" "install by hand: ${missing[*]}"
+need_root "$@"
+install_packages "${missing[@]}" </dev/null >&2 ||
+  die "$EX_FAILED" "not installed: ${missing[*]}" "see what $MANAGER says above"

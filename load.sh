@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# Starts sockfuse: loads both programs, pins them and attaches them.
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+# shellcheck source=common.sh
+. "$here/common.sh"
+
+usage() {
+  cat <<EOF
+Usage: load.sh [--cgroup PATH] [--max-connections N] [--quiet]
+
+Fuses local TCP connections: each one that is established from now on between
+two loopback addresses, in every network namespace.  Running it again replaces
+what is loaded; live connections go on.
+
+  --cgroup PATH          only sockets of processes in this cgroup2 directory
+                         (default: all, the root of the cgroup2 mount)
+  --max-connections N    connections that can be fused at a time (default
+                         65536); those beyond go by TCP
+  --quiet                do not print the commands that change the system
+  --help                 this text
+
+Example: load.sh --cgroup /sys/fs/cgroup/system.slice --max-connections 10000
+
+$EXIT_CODES
+EOF
+}
+
+CGROUP=
+MAX_CONNECTIONS=65536
+parse_arguments() {
+  while (($#)); do
+    case $1 in
+      --cgroup | --max-connections)
+        [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
+        ;;&
+      --cgroup)
+        CGROUP=$2
+        shift
+        ;;
+      --max-connections)
+        MAX_CONNECTIONS=$2
+        shift
+        ;;
+      --quiet) QUIET=1 ;;
+      --help)
+        usage
+        exit 0
+        ;;
+      *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+    esac
+    shift
+  done
+  # Each connection has two sockets; the kernel allocates the buckets at once.
+  if [[ ! $MAX_CONNECTIONS =~ ^[1-9][0-9]{0,7}$ ]] || ((MAX_CONNECTIONS > 16777216)); then
+    die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
+  fi
+}
+
+need_host() {
+  need_bpftool
+  grep -qw bpf /proc/filesystems ||
+    die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
+  [[ -r /sys/kernel/btf/vmlinux ]] ||
+    die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
+}
+
+# The cgroup to attach to: hybrid hosts mount cgroup2 beside version 1.
+find_cgroup() {
+  if [[ ! $CGROUP ]]; then
+    CGROUP=$(findmnt -n -t cgroup2 -o TARGET | head -n 1) || true
+    [[ $CGROUP ]] ||
+      die "$EX_HOST" "no cgroup2 is mounted" "try: mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2"
+  fi
+  [[ $(stat -f -c %T "$CGROUP" 2>/dev/null) == cgroup2fs && -d $CGROUP ]] ||
+    die "$EX_USAGE" "not a cgroup2 directory: $CGROUP" "see: findmnt -t cgroup2"
+}
+
+# The objects, built if they are missing or older than what they are made of.
+build() {
+  local name source stale=
+  for name in bpf_contrack bpf_redirect; do
+    for source in "$here/bpf/$name.bpf.c" "$here/bpf/bpf_sockmap.h" "$here/vmlinux.h"; do
+      [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
+    done
+  done
+  [[ $stale ]] || return 0
+  need_command make make
+  need_command "${CLANG:-clang}" clang
+  run make -s -C "$here" >&2 ||
+    die "$EX_FAILED" "the BPF programs do not build (see above)" "try: make deps"
+}
+
+mount_bpffs() {
+  is_bpffs && return
+  run mount -t bpf bpf "$BPFFS" 2>/dev/null ||
+    die "$EX_HOST" "cannot mount bpffs at $BPFFS" "try: mount -t bpf bpf $BPFFS"
+  MOUNTED=1
+}
+
+# A name that another program has pinned is theirs.
+refuse_foreign_pins() {
+  local ours path
+  ours=$(our_programs)
+  for path in "$PIN_SOCKOPS" "$PIN_REDIR"; do
+    [[ -e $path ]] || continue
+    jq -se --arg id "$(pinned_id "$path")" 'any(.[]; "\(.id)" == $id)' <<<"$ours" >/dev/null ||
+      die "$EX_FOREIGN" "$path is pinned by another program" "unload that one, or: rm $path"
+  done
+  [[ ! -e $PIN_MAP ]] || jq -se --arg id "$("$BPFTOOL" -j map show pinned "$PIN_MAP" 2>/dev/null | jq -r .id)" \
+    'any(.[]; "\(.map)" == $id)' <<<"$ours" >/dev/null ||
+    die "$EX_FOREIGN" "$PIN_MAP is pinned by another program" "unload that one, or: rm $PIN_MAP"
+}
+
+# load_program NAME TYPE bpftool-arguments...: what the kernel's verifier says
+# is long; its last line before the summary is the reason.
+load_program() {
+  local name=$1 type=$2 log reason
+  shift 2
+  say "+ $BPFTOOL prog load $here/bpf/$name.bpf.o $*"
+  log=$("$BPFTOOL" prog load "$here/bpf/$name.bpf.o" "$1" type "$type" "${@:2}" 2>&1) && return
+  reason=$(grep -vE '^(processed|verification time|stack depth|-- END|libbpf: (prog|failed to load object)|Error|max_states|$)' <<<"$log" | tail -n 1) || true
+  die "$EX_FAILED" "the kernel refused $name.bpf.o: ${reason:-$(tail -n 1 <<<"$log")}" \
+    "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
+}
+
+# Everything is loaded aside first, and renamed once it works.
+stage() {
+  local settings reuse_settings=() reuse_counters=()
+  run mkdir -p "$STAGING"
+  # Settings and counters stay: live connections keep the programs that they
+  # have, and unload.sh must be able to switch those off too.
+  settings=$(our_settings | head -n 1)
+  if [[ $settings ]]; then
+    reuse_settings=(map name "$SETTINGS" id "$settings")
+    FUSE_BEFORE=$("$BPFTOOL" -j map dump id "$settings" | jq '.[0].formatted.value.fuse')
+    SETTINGS_MAP=(id "$settings")
+  fi
+  [[ ! -e $PIN_DIR/$COUNTERS ]] || reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
+
+  run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
+    entries $((MAX_CONNECTIONS * 2)) name sock_ops_map ||
+    die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: load.sh --max-connections 10000"
+  load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
+    map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}"
+  load_program bpf_redirect sk_msg "$STAGING/bpf_redir" \
+    map name sock_ops_map pinned "$STAGING/sock_ops_map" \
+    map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
+    map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS"
+  SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
+}
+
+# The verdict program first: a socket gets it when it enters the map.  The new
+# sockops program joins the old one, which goes last, so no connection finds
+# neither; a socket that one of them has taken is refused to the other.
+attach() {
+  NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
+  run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" ||
+    die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
+  set_setting "${SETTINGS_MAP[@]}" fuse 1
+  run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi ||
+    die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
+      "see: $BPFTOOL cgroup show $CGROUP effective"
+}
+
+# What the kernel holds, not what bpftool said.  Which program a sockhash has
+# cannot be asked of every kernel that we run on; that it uses this map can.
+check() {
+  local map
+  "$BPFTOOL" -j cgroup show "$CGROUP" | jq -e --argjson id "$NEW_ID" 'any(.[]; .id == $id)' >/dev/null ||
+    die "$EX_FAILED" "the sockops program is not attached to $CGROUP" "try: $0 again"
+  map=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
+  "$BPFTOOL" -j prog show pinned "$STAGING/bpf_redir" | jq -e --argjson id "$map" \
+    '.type == "sk_msg" and any(.map_ids[]; . == $id)' >/dev/null ||
+    die "$EX_FAILED" "the verdict program does not use the map" "try: $0 again"
+}
+
+commit() {
+  local id cgroup
+  trap '' INT TERM HUP
+  run mv -fT "$STAGING/sock_ops_map" "$PIN_MAP"
+  run mv -fT "$STAGING/bpf_redir" "$PIN_REDIR"
+  run mv -fT "$STAGING/bpf_sockops" "$PIN_SOCKOPS"
+  run mv -fT "$STAGING/maps/$SETTINGS" "$PIN_DIR/$SETTINGS"
+  run mv -fT "$STAGING/maps/$COUNTERS" "$PIN_DIR/$COUNTERS"
+  our_attachments | while read -r id cgroup; do
+    ((id == NEW_ID)) || run "$BPFTOOL" cgroup detach "$cgroup" sock_ops id "$id"
+  done
+  run rm -rf "$STAGING"
+  trap - EXIT
+}
+
+undo() {
+  local code=$?
+  trap '' INT TERM HUP
+  set +e
+  [[ ! ${NEW_ID-} ]] || "$BPFTOOL" cgroup detach "$CGROUP" sock_ops id "$NEW_ID" 2>/dev/null
+  [[ ! ${FUSE_BEFORE-} ]] || set_setting "${SETTINGS_MAP[@]}" fuse "$FUSE_BEFORE"
+  [[ ${FUSE_BEFORE-} || ${#SETTINGS_MAP[@]} == 0 ]] || set_setting "${SETTINGS_MAP[@]}" fuse 0 2>/dev/null
+  rm -rf "$STAGING"
+  rmdir "$PIN_DIR" 2>/dev/null # only if nothing was loaded before
+  [[ ! $MOUNTED ]] || umount "$BPFFS"
+  exit "$code"
+}
+
+report() {
+  say "sockfuse is on: loopback TCP connections in $CGROUP from now on, up to $MAX_CONNECTIONS at a time."
+  say "Look at it: ./trace_bpf_output.sh, ./trace_lo_traffic.sh, $BPFTOOL map dump pinned $PIN_DIR/$COUNTERS"
+}
+
+parse_arguments "$@"
+need_root "$@"
+need_host
+find_cgroup
+build
+MOUNTED= FUSE_BEFORE= NEW_ID= SETTINGS_MAP=()
+take_lock
+trap undo EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+ulimit -l unlimited 2>/dev/null || true # before Linux 5.11 maps are charged to it
+mount_bpffs
+refuse_foreign_pins
+rm -rf "$STAGING" # of a load that was killed
+stage
+attach
+check
+commit
+report

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# isolate.sh COMMAND...: runs it where nothing of this machine can be touched:
+# in a cgroup of its own that looks like the root, with its own bpffs, network
+# namespace, /run and processes.  Ends them all when the command ends.
+set -euo pipefail
+
+cgroup2=$(findmnt -n -t cgroup2 -o TARGET | head -n 1)
+[[ $cgroup2 ]] || {
+  echo "isolate.sh: no cgroup2 is mounted; try: mount -t cgroup2 none /mnt" >&2
+  exit 1
+}
+home=$cgroup2$(sed -n 's/^0:://p' /proc/self/cgroup)
+box=$cgroup2/sockfuse-test.$$
+
+leave() {
+  echo $$ >"$home/cgroup.procs"
+  # A process that was killed leaves its cgroup a moment later.
+  for _ in {1..50}; do
+    ! grep -q 'populated 1' "$box/cgroup.events" || sleep 0.1
+  done
+  find "$box" -depth -type d -exec rmdir {} +
+}
+
+mkdir "$box"
+trap leave EXIT
+echo $$ >"$box/cgroup.procs"
+# shellcheck disable=SC2016 # expanded inside
+unshare --mount --net --cgroup --ipc --pid --fork --kill-child --mount-proc bash -ec '
+  mount --make-rprivate /
+  mount -t sysfs sysfs /sys
+  mount -t cgroup2 none /sys/fs/cgroup
+  mount -t tmpfs tmpfs /run
+  ip link set lo up
+  "$@"
+' isolate "$@"

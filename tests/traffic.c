@@ -1,0 +1,788 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Traffic for the tests.  Each command makes its own connections on loopback,
+ * checks every byte, prints what it saw as "name=value" words on one line, and
+ * ends with 0 only if every byte arrived once, in order, at the right socket,
+ * and no call failed that plain TCP would not fail.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static void __attribute__((format(printf, 1, 2), noreturn)) fail(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, " (%s)\n", strerror(errno));
+	_exit(1);
+}
+
+/* Milliseconds. */
+static double now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
+}
+
+static uint64_t random_state = 88172645463325252ULL;
+
+static uint64_t random_below(uint64_t limit)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return random_state % limit;
+}
+
+/*
+ * Byte i of stream s is fixed, so that a reader can tell a lost, repeated or
+ * foreign byte wherever it starts.  The period is prime.
+ */
+#define PERIOD 1048573
+#define CHUNK_MAX (1 << 20)
+static unsigned char pattern[PERIOD + CHUNK_MAX];
+
+static void make_pattern(void)
+{
+	uint32_t x = 1;
+
+	for (size_t i = 0; i < PERIOD; i++) {
+		x = x * 1664525 + 1013904223;
+		pattern[i] = x >> 24;
+	}
+	for (size_t i = PERIOD; i < sizeof(pattern); i++)
+		pattern[i] = pattern[i - PERIOD];
+}
+
+static const unsigned char *bytes_at(unsigned int stream, uint64_t offset)
+{
+	return pattern + (offset + stream * 7919ULL) % PERIOD;
+}
+
+static void check_bytes(const unsigned char *got, unsigned int stream, uint64_t offset, size_t n)
+{
+	if (memcmp(got, bytes_at(stream, offset), n))
+		fail("stream %u differs from what was sent within %zu bytes of offset %llu", stream, n,
+		     (unsigned long long)offset);
+}
+
+static socklen_t parse_address(const char *text, int port, struct sockaddr_storage *address)
+{
+	struct sockaddr_in6 *six = (void *)address;
+	struct sockaddr_in *four = (void *)address;
+
+	memset(address, 0, sizeof(*address));
+	if (inet_pton(AF_INET6, text, &six->sin6_addr) == 1) {
+		six->sin6_family = AF_INET6;
+		six->sin6_port = htons(port);
+		return sizeof(*six);
+	}
+	if (inet_pton(AF_INET, text, &four->sin_addr) != 1)
+		fail("not an address: %s", text);
+	four->sin_family = AF_INET;
+	four->sin_port = htons(port);
+	return sizeof(*four);
+}
+
+/* A port of 0 is replaced by the one that the kernel chose. */
+static int listen_on(const char *text, int *port)
+{
+	struct sockaddr_storage address;
+	socklen_t length = parse_address(text, *port, &address);
+	int fd = socket(address.ss_family, SOCK_STREAM, 0), one = 1;
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (fd < 0 || bind(fd, (void *)&address, length) || listen(fd, 4096))
+		fail("listen on %s", text);
+	length = sizeof(address);
+	getsockname(fd, (void *)&address, &length);
+	*port = ntohs(((struct sockaddr_in *)&address)->sin_port);
+	return fd;
+}
+
+/* from: 0 lets the kernel choose the local port. */
+static int connect_from(int from, const char *text, int port)
+{
+	struct sockaddr_storage address, local;
+	socklen_t length = parse_address(text, port, &address);
+	int fd = socket(address.ss_family, SOCK_STREAM, 0), one = 1;
+
+	if (from) {
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		parse_address(text, from, &local);
+		if (bind(fd, (void *)&local, length))
+			fail("bind to port %d", from);
+	}
+	if (fd < 0 || connect(fd, (void *)&address, length))
+		fail("connect to %s port %d", text, port);
+	return fd;
+}
+
+static void make_pair(int pair[2])
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port);
+
+	pair[0] = connect_from(0, "127.0.0.1", port);
+	pair[1] = accept(listener, NULL, NULL);
+	if (pair[1] < 0)
+		fail("accept");
+	close(listener);
+}
+
+static void send_all(int fd, const void *data, size_t n)
+{
+	while (n) {
+		ssize_t sent = send(fd, data, n, MSG_NOSIGNAL);
+
+		if (sent < 0)
+			fail("send of %zu bytes", n);
+		data = (const char *)data + sent;
+		n -= sent;
+	}
+}
+
+/* Fails at the end of the stream and after 20 s without a byte. */
+static void recv_all(int fd, void *data, size_t n)
+{
+	struct timeval patience = { .tv_sec = 20 };
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	while (n) {
+		ssize_t got = recv(fd, data, n, 0);
+
+		if (got <= 0)
+			fail("recv returned %zd with %zu bytes missing", got, n);
+		data = (char *)data + got;
+		n -= got;
+	}
+}
+
+static void set_nonblocking(int fd)
+{
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+static long available_kib(void)
+{
+	char line[128];
+	long kib = -1;
+	FILE *f = fopen("/proc/meminfo", "r");
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "MemAvailable: %ld", &kib) == 1)
+			break;
+	fclose(f);
+	return kib;
+}
+
+/* Waits for a child and takes over its failure. */
+static void reap(pid_t pid)
+{
+	int status;
+
+	waitpid(pid, &status, 0);
+	if (status)
+		_exit(1);
+}
+
+/*
+ * echo LISTEN CONNECT BYTES: a connection to each address, BYTES both ways.
+ */
+static int run_echo(char **args)
+{
+	int port = 0, listener = listen_on(args[0], &port), client, server;
+	size_t n = atol(args[2]);
+	unsigned char *buffer = malloc(n);
+
+	client = connect_from(0, args[1], port);
+	server = accept(listener, NULL, NULL);
+	send_all(client, bytes_at(1, 0), n);
+	recv_all(server, buffer, n);
+	check_bytes(buffer, 1, 0, n);
+	send_all(server, bytes_at(2, 0), n);
+	recv_all(client, buffer, n);
+	check_bytes(buffer, 2, 0, n);
+	printf("echoed=%zu\n", n);
+	return 0;
+}
+
+/*
+ * burst CONNECTIONS MESSAGES: each connection sends that many numbered 4-byte
+ * messages at once, without waiting for anything; the server echoes the last.
+ */
+struct burst_end {
+	uint32_t next;
+	unsigned char part[4];
+	int have;
+};
+
+static void burst_server(int listener, int messages)
+{
+	static struct burst_end ends[65536];
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = listener }, events[64];
+	int epoll = epoll_create1(0);
+
+	epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
+	for (;;) {
+		int n = epoll_wait(epoll, events, 64, -1);
+
+		for (int i = 0; i < n; i++) {
+			int fd = events[i].data.fd;
+			struct burst_end *end = &ends[fd];
+			unsigned char buffer[256];
+			ssize_t got;
+
+			if (fd == listener) {
+				fd = accept(listener, NULL, NULL);
+				if (fd < 0)
+					fail("accept");
+				ends[fd] = (struct burst_end){ 0 };
+				event.data.fd = fd;
+				epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+				continue;
+			}
+			got = recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT);
+			if (got < 0 && errno == EAGAIN)
+				continue;
+			if (got <= 0) {
+				close(fd);
+				continue;
+			}
+			for (ssize_t b = 0; b < got; b++) {
+				uint32_t number;
+
+				end->part[end->have++] = buffer[b];
+				if (end->have < 4)
+					continue;
+				end->have = 0;
+				memcpy(&number, end->part, 4);
+				if (number != end->next)
+					fail("message %u arrived where %u was due", number, end->next);
+				if (++end->next == (uint32_t)messages)
+					send_all(fd, &number, 4);
+			}
+		}
+	}
+}
+
+struct burst_job {
+	int connections, messages, port;
+};
+
+static void *burst_client(void *argument)
+{
+	struct burst_job *job = argument;
+
+	for (int i = 0; i < job->connections; i++) {
+		int fd = connect_from(0, "127.0.0.1", job->port);
+		uint32_t last;
+
+		for (int m = 0; m < job->messages; m++)
+			send_all(fd, &m, 4);
+		recv_all(fd, &last, 4);
+		close(fd);
+	}
+	return NULL;
+}
+
+static int run_burst(char **args)
+{
+	struct burst_job job = { atoi(args[0]) / 4, atoi(args[1]), 0 };
+	int listener = listen_on("127.0.0.1", &job.port);
+	pthread_t threads[4];
+	pid_t server = fork();
+
+	if (!server) {
+		burst_server(listener, job.messages);
+		_exit(0);
+	}
+	close(listener);
+	for (int i = 0; i < 4; i++)
+		pthread_create(&threads[i], NULL, burst_client, &job);
+	for (int i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+	kill(server, SIGTERM);
+	printf("connections=%d messages=%d\n", job.connections * 4, job.connections * 4 * job.messages);
+	return 0;
+}
+
+/*
+ * stall CONNECTIONS SIZE [LIMIT_MIB]: non-blocking writers write SIZE bytes at
+ * a time to readers that do not read, until no writer has got a byte in for
+ * 0.5 s (or, to bound a failing test, LIMIT_MIB are in).  Then every reader
+ * reads all of it while the writers write on for as much again, once.
+ */
+static int run_stall(char **args)
+{
+	int n = atoi(args[0]), epoll = epoll_create1(0);
+	size_t size = atol(args[1]);
+	uint64_t limit = args[2] ? strtoull(args[2], NULL, 10) << 20 : ~0ULL;
+	uint64_t *sent = calloc(n, 8), *got = calloc(n, 8), *target = calloc(n, 8), total = 0;
+	static unsigned char buffer[CHUNK_MAX];
+	int(*pairs)[2] = calloc(n, sizeof(*pairs));
+	double last, longest = 0, first_resume = 0, resumed;
+	uint64_t at_stall, left = 0;
+	long kib;
+
+	for (int i = 0; i < n; i++) {
+		make_pair(pairs[i]);
+		set_nonblocking(pairs[i][0]);
+		set_nonblocking(pairs[i][1]);
+	}
+	usleep(100000);
+	kib = available_kib();
+	for (last = now_ms(); now_ms() - last < 500 && total < limit;) {
+		bool progress = false;
+
+		for (int i = 0; i < n; i++) {
+			for (int k = 0; k < 64; k++) {
+				ssize_t s = send(pairs[i][0], bytes_at(i, sent[i]), size, MSG_NOSIGNAL);
+
+				if (s < 0 && errno != EAGAIN)
+					fail("send failed after %llu bytes on connection %d of %d",
+					     (unsigned long long)sent[i], i, n);
+				if (s < 0)
+					break;
+				sent[i] += s;
+				total += s;
+				progress = true;
+			}
+		}
+		if (progress)
+			last = now_ms();
+		else
+			usleep(1000);
+	}
+	at_stall = total;
+	kib -= available_kib();
+
+	/* The readers resume; the writers are due as much again, up to 1 MiB. */
+	for (int i = 0; i < n; i++) {
+		struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
+
+		target[i] = sent[i] + (sent[i] < CHUNK_MAX ? sent[i] : CHUNK_MAX);
+		left += target[i];
+		epoll_ctl(epoll, EPOLL_CTL_ADD, pairs[i][1], &event);
+	}
+	resumed = last = now_ms();
+	while (left) {
+		struct epoll_event events[64];
+		int ready = epoll_wait(epoll, events, 64, 1);
+
+		for (int e = 0; e < ready; e++) {
+			int i = events[e].data.u32;
+			ssize_t r = recv(pairs[i][1], buffer, sizeof(buffer), 0);
+			double now = now_ms();
+
+			if (r < 0 && errno == EAGAIN)
+				continue;
+			if (r <= 0)
+				fail("recv returned %zd on connection %d", r, i);
+			check_bytes(buffer, i, got[i], r);
+			got[i] += r;
+			left -= r;
+			if (!first_resume)
+				first_resume = now - resumed;
+			if (now - last > longest)
+				longest = now - last;
+			last = now;
+		}
+		if (now_ms() - last > 30000)
+			fail("no byte for 30 s with %llu missing", (unsigned long long)left);
+		for (int i = 0; i < n; i++) {
+			size_t due = target[i] - sent[i];
+			ssize_t s;
+
+			if (!due)
+				continue;
+			s = send(pairs[i][0], bytes_at(i, sent[i]), due < size ? due : size, MSG_NOSIGNAL);
+			if (s < 0 && errno != EAGAIN)
+				fail("send failed after the stall on connection %d", i);
+			if (s > 0)
+				sent[i] += s;
+		}
+	}
+	printf("accepted=%llu memory_kib=%ld longest_wait_ms=%.0f first_byte_ms=%.0f\n",
+	       (unsigned long long)at_stall, kib, longest, first_resume);
+	return total >= limit;
+}
+
+/*
+ * mix BYTES SEED: both ends at once write chunks of 1 B to 1 MB, pause, and
+ * read pieces of any size, until BYTES have gone each way.  Each end is one
+ * thread that polls.
+ */
+struct mix_end {
+	int fd;
+	unsigned int out, in; /* streams */
+	uint64_t bytes, sent, got;
+	double write_after, read_after; /* pauses, in now_ms() */
+};
+
+/* Small sizes as often as large ones. */
+static size_t mix_size(void)
+{
+	return 1 + random_below(1ULL << (1 + random_below(20)));
+}
+
+static double mix_pause(void)
+{
+	return random_below(2000) ? 0 : now_ms() + random_below(20);
+}
+
+static void mix_write(struct mix_end *end)
+{
+	size_t n = mix_size();
+	ssize_t sent;
+
+	if (n > end->bytes - end->sent)
+		n = end->bytes - end->sent;
+	sent = send(end->fd, bytes_at(end->out, end->sent), n, MSG_NOSIGNAL);
+	if (sent < 0 && errno != EAGAIN)
+		fail("send after %llu bytes", (unsigned long long)end->sent);
+	if (sent > 0)
+		end->sent += sent;
+	if (end->sent == end->bytes)
+		shutdown(end->fd, SHUT_WR);
+	end->write_after = mix_pause();
+}
+
+/* Returns false at the end of the stream. */
+static bool mix_read(struct mix_end *end)
+{
+	static unsigned char buffer[CHUNK_MAX];
+	ssize_t n = recv(end->fd, buffer, mix_size(), 0);
+
+	if (n < 0 && errno != EAGAIN)
+		fail("recv after %llu bytes", (unsigned long long)end->got);
+	if (n > 0) {
+		check_bytes(buffer, end->in, end->got, n);
+		end->got += n;
+	}
+	end->read_after = mix_pause();
+	return n != 0;
+}
+
+static void mix(struct mix_end *end)
+{
+	double last = now_ms();
+	bool open = true;
+
+	set_nonblocking(end->fd);
+	while (open || end->sent < end->bytes) {
+		struct pollfd p = { .fd = end->fd };
+		double now = now_ms();
+
+		if (end->sent < end->bytes && now >= end->write_after)
+			p.events |= POLLOUT;
+		if (open && now >= end->read_after)
+			p.events |= POLLIN;
+		if (poll(&p, 1, p.events ? 1000 : 1) > 0)
+			last = now;
+		if (p.events && now - last > 30000)
+			fail("nothing moved for 30 s: %llu sent, %llu read", (unsigned long long)end->sent,
+			     (unsigned long long)end->got);
+		if (p.revents & p.events & POLLOUT)
+			mix_write(end);
+		if (p.revents & p.events & POLLIN)
+			open = mix_read(end);
+	}
+	if (end->got != end->bytes)
+		fail("%llu of %llu bytes arrived", (unsigned long long)end->got,
+		     (unsigned long long)end->bytes);
+}
+
+static int run_mix(char **args)
+{
+	struct mix_end end = { .bytes = strtoull(args[0], NULL, 10) };
+	int pair[2];
+	pid_t child;
+
+	make_pair(pair);
+	child = fork();
+	random_state ^= strtoull(args[1], NULL, 10) * 2654435761u + !child;
+	end.fd = pair[child ? 0 : 1];
+	close(pair[child ? 1 : 0]);
+	end.out = child ? 1 : 2;
+	end.in = child ? 2 : 1;
+	mix(&end);
+	if (!child)
+		_exit(0);
+	reap(child);
+	printf("each_way=%llu\n", (unsigned long long)end.bytes);
+	return 0;
+}
+
+/*
+ * tuples: the same four numbers (addresses, ports) in two new network
+ * namespaces; each end in turn is closed and each other end talks.
+ */
+static void new_namespace(void)
+{
+	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	int fd;
+
+	if (unshare(CLONE_NEWNET))
+		fail("unshare");
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	if (ioctl(fd, SIOCSIFFLAGS, &lo))
+		fail("lo up");
+	close(fd);
+}
+
+static int run_tuples(void)
+{
+	for (int closed = 0; closed < 4; closed++) {
+		int ends[4]; /* client, server of the first; of the second */
+		char byte;
+
+		for (int ns = 0; ns < 2; ns++) {
+			int port = 7000, listener;
+
+			new_namespace();
+			listener = listen_on("127.0.0.1", &port);
+			ends[ns * 2] = connect_from(7001, "127.0.0.1", port);
+			ends[ns * 2 + 1] = accept(listener, NULL, NULL);
+			close(listener);
+		}
+		close(ends[closed]);
+		for (int from = 0; from < 4; from++) {
+			char letter = 'a' + from;
+
+			if (from == closed)
+				continue;
+			for (int k = 0; k < 3; k++) {
+				ssize_t s = send(ends[from], &letter, 1, MSG_NOSIGNAL);
+
+				if (s < 0 && from != (closed ^ 1))
+					fail("send of end %d with end %d closed", from, closed);
+			}
+		}
+		usleep(20000);
+		for (int to = 0; to < 4; to++) {
+			int letters = 0;
+
+			if (to == closed)
+				continue;
+			while (recv(ends[to], &byte, 1, MSG_DONTWAIT) == 1) {
+				if (byte != 'a' + (to ^ 1))
+					fail("end %d read a byte of end %d", to, byte - 'a');
+				letters++;
+			}
+			if (to != (closed ^ 1) && letters != 3)
+				fail("end %d read %d of 3 bytes", to, letters);
+		}
+		for (int i = 0; i < 4; i++)
+			if (i != closed)
+				close(ends[i]);
+	}
+	printf("leaked=0\n");
+	return 0;
+}
+
+/*
+ * waitall: a reader waits in recv(MSG_WAITALL) for 20,000 bytes of which only
+ * some have come, by TCP; then the rest comes.  For that the direction must
+ * have fallen back: the reader first lets a backlog grow beyond its limit.
+ */
+static void *waitall_reader(void *argument)
+{
+	int fd = *(int *)argument;
+	static unsigned char buffer[20000];
+	uint64_t got = 0;
+
+	for (int round = 0; round < 50; round++) {
+		size_t have = 0;
+
+		while (have < sizeof(buffer)) { /* fused, it may return short */
+			ssize_t n = recv(fd, buffer + have, sizeof(buffer) - have, MSG_WAITALL);
+
+			if (n <= 0)
+				fail("recv(MSG_WAITALL) returned %zd in round %d", n, round);
+			check_bytes(buffer + have, 5, got + have, n);
+			have += n;
+		}
+		got += have;
+		usleep(random_below(3000));
+	}
+	return NULL;
+}
+
+static int run_waitall(void)
+{
+	uint64_t sent = 0, total = 50 * 20000;
+	pthread_t reader;
+	int pair[2];
+
+	make_pair(pair);
+	/* 200 small messages wait, more than may be fused: TCP takes over. */
+	for (; sent < 200 * 16; sent += 16)
+		send_all(pair[0], bytes_at(5, sent), 16);
+	pthread_create(&reader, NULL, waitall_reader, &pair[1]);
+	while (sent < total) {
+		size_t n = 1 + random_below(9000);
+
+		if (n > total - sent)
+			n = total - sent;
+		send_all(pair[0], bytes_at(5, sent), n);
+		sent += n;
+		/* let the reader take everything, so that fusing is due again */
+		for (int k = 0; k < 20; k++) {
+			int unread = 0;
+
+			ioctl(pair[1], FIONREAD, &unread);
+			if (!unread)
+				break;
+			usleep(500);
+		}
+		usleep(random_below(1500));
+	}
+	alarm(20); /* a reader that hangs */
+	pthread_join(reader, NULL);
+	printf("rounds=50\n");
+	return 0;
+}
+
+/*
+ * hold CONNECTIONS [SECONDS]: so many at a time, each with a message each way;
+ * spread over processes, since descriptors are limited.
+ */
+#define HOLD_EACH 6000
+
+static void hold_some(int n, int number)
+{
+	int(*pairs)[2] = calloc(n, sizeof(*pairs));
+	char address[32];
+	int port = 0, listener;
+	unsigned char buffer[100];
+
+	snprintf(address, sizeof(address), "127.0.1.%d", number + 1);
+	listener = listen_on(address, &port);
+	for (int i = 0; i < n; i++) {
+		pairs[i][0] = connect_from(0, address, port);
+		pairs[i][1] = accept(listener, NULL, NULL);
+		if (pairs[i][1] < 0)
+			fail("accept of connection %d", i);
+	}
+	for (int turn = 0; turn < 2; turn++) {
+		for (int i = 0; i < n; i++)
+			send_all(pairs[i][turn], bytes_at(number * HOLD_EACH + i + turn, 0), 100);
+		for (int i = 0; i < n; i++) {
+			recv_all(pairs[i][!turn], buffer, 100);
+			check_bytes(buffer, number * HOLD_EACH + i + turn, 0, 100);
+		}
+	}
+}
+
+static int run_hold(char **args)
+{
+	int n = atoi(args[0]), processes = (n + HOLD_EACH - 1) / HOLD_EACH;
+	int done[2], go[2];
+	char byte = 0;
+
+	if (pipe(done) || pipe(go))
+		fail("pipe");
+	for (int p = 0; p < processes; p++) {
+		if (!fork()) {
+			hold_some(p < processes - 1 ? HOLD_EACH : n - p * HOLD_EACH, p);
+			close(go[1]);
+			if (write(done[1], &byte, 1) != 1 || read(go[0], &byte, 1))
+				fail("pipe");
+			_exit(0);
+		}
+	}
+	close(done[1]);
+	for (int p = 0; p < processes; p++)
+		if (read(done[0], &byte, 1) != 1)
+			fail("a process failed");
+	/* All are open now. */
+	printf("connections=%d\n", n);
+	fflush(stdout);
+	if (args[1])
+		sleep(atoi(args[1]));
+	close(go[1]);
+	for (int p = 0; p < processes; p++)
+		reap(-1);
+	return 0;
+}
+
+/*
+ * unread: bytes are sent and not read; a line on standard input later (the
+ * test unloads meanwhile) more are sent, and all are read.
+ */
+static int run_unread(void)
+{
+	static unsigned char buffer[60000];
+	int pair[2];
+	char line[16];
+
+	make_pair(pair);
+	send_all(pair[0], bytes_at(3, 0), 50000);
+	printf("ready\n");
+	fflush(stdout);
+	if (!fgets(line, sizeof(line), stdin))
+		return 1;
+	send_all(pair[0], bytes_at(3, 50000), 10000);
+	recv_all(pair[1], buffer, sizeof(buffer));
+	check_bytes(buffer, 3, 0, sizeof(buffer));
+	send_all(pair[1], bytes_at(4, 0), 1000);
+	recv_all(pair[0], buffer, 1000);
+	check_bytes(buffer, 4, 0, 1000);
+	printf("read=61000\n");
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct rlimit files;
+
+	signal(SIGPIPE, SIG_IGN);
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	make_pattern();
+	if (argc == 5 && !strcmp(argv[1], "echo"))
+		return run_echo(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "burst"))
+		return run_burst(argv + 2);
+	if (argc >= 4 && !strcmp(argv[1], "stall"))
+		return run_stall(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "mix"))
+		return run_mix(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "tuples"))
+		return run_tuples();
+	if (argc == 2 && !strcmp(argv[1], "waitall"))
+		return run_waitall();
+	if (argc >= 3 && !strcmp(argv[1], "hold"))
+		return run_hold(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "unread"))
+		return run_unread();
+	fprintf(stderr, "usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread ...\n");
+	return 2;
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Shows a line for each end of each connection as it is established.
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+# shellcheck source=common.sh
+. "$here/common.sh"
+
+usage() {
+  cat <<EOF
+Usage: trace_bpf_output.sh
+
+Turns the trace lines of sockfuse on, follows the kernel's trace pipe, and turns
+them off again when it ends (Ctrl-C).  op = 4 is the end that connected, op = 5
+the end that accepted.
+
+  --help    this text
+
+Example: trace_bpf_output.sh | grep sockfuse
+
+$EXIT_CODES
+EOF
+}
+
+find_tracefs() {
+  local path
+  for path in /sys/kernel/tracing /sys/kernel/debug/tracing; do
+    [[ ! -e $path/trace_pipe ]] || {
+      TRACEFS=$path
+      return
+    }
+  done
+  QUIET='' run mount -t tracefs tracefs /sys/kernel/tracing >&2 ||
+    die "$EX_HOST" "tracefs cannot be mounted" "boot a kernel with CONFIG_FTRACE"
+  TRACEFS=/sys/kernel/tracing
+}
+
+set_trace() {
+  (
+    take_lock
+    [[ ! -e $PIN_DIR/$SETTINGS ]] || set_setting pinned "$PIN_DIR/$SETTINGS" trace "$1"
+  )
+}
+
+stop() {
+  local code=$?
+  trap '' INT TERM HUP PIPE
+  set +e
+  [[ ! ${reader-} ]] || kill "$reader" 2>/dev/null
+  set_trace 0 2>/dev/null
+  exit "$code"
+}
+
+case ${1-} in
+  '') ;;
+  --help)
+    usage
+    exit 0
+    ;;
+  *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+esac
+need_root
+need_bpftool
+[[ -e $PIN_DIR/$SETTINGS ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: ./load.sh"
+find_tracefs
+[[ $(<"$TRACEFS/tracing_on") == 1 ]] ||
+  die "$EX_HOST" "tracing is switched off on this host" "try: echo 1 > $TRACEFS/tracing_on"
+
+exec 8>"$LOCK.trace"
+flock -n 8 || die "$EX_BUSY" "another trace_bpf_output.sh is running" "see: fuser -v $LOCK.trace"
+trap stop EXIT
+trap 'exit 0' INT TERM HUP PIPE
+set_trace 1
+# In the background, so that a signal ends the wait at once; a closed pipe ends
+# cat at its next line.
+cat "$TRACEFS/trace_pipe" 8>&- &
+reader=$!
+wait "$reader" || true

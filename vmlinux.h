@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The kernel types and fields that sockfuse reads, and no others: this list
+ * is what sockfuse depends on inside the kernel.  Offsets written here mean
+ * nothing; each access is relocated against the running kernel's BTF when an
+ * object is loaded (CO-RE).  tests/vmlinux.bats holds every name in it against
+ * that BTF.  What user space may see comes from <linux/bpf.h>.
+ */
+#ifndef SOCKFUSE_VMLINUX_H
+#define SOCKFUSE_VMLINUX_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct list_head {
+	struct list_head *next;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+/* net/net_namespace.h, net/netns/ipv4.h */
+struct netns_ipv4 {
+	int sysctl_tcp_rmem[3];
+};
+
+struct net {
+	struct netns_ipv4 ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+/* linux/page_counter.h, linux/memcontrol.h: counts are in pages */
+struct page_counter {
+	atomic_long_t usage;
+	unsigned long max;
+	struct page_counter *parent;
+};
+
+struct mem_cgroup {
+	struct page_counter memory;
+	struct page_counter tcpmem; /* cgroup v1 only */
+};
+
+/* linux/wait.h, linux/net.h */
+typedef int (*wait_queue_func_t)(void);
+
+struct wait_queue_entry {
+	wait_queue_func_t func;
+	struct list_head entry;
+};
+
+struct wait_queue_head {
+	struct list_head head;
+};
+
+typedef struct wait_queue_head wait_queue_head_t;
+
+struct socket_wq {
+	wait_queue_head_t wait;
+};
+
+/* net/sock.h */
+struct proto {
+	atomic_long_t *memory_allocated; /* pages, all of TCP */
+	long *sysctl_mem;		 /* net.ipv4.tcp_mem, pages */
+};
+
+struct sock_common {
+	volatile unsigned char skc_state;
+	struct proto *skc_prot;
+	possible_net_t skc_net;
+};
+
+typedef struct {
+	int owned;
+} socket_lock_t;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct {
+		atomic_t rmem_alloc; /* bytes queued for the reader */
+	} sk_backlog;
+	u8 sk_userlocks;
+	int sk_rcvbuf;
+	struct socket_wq *sk_wq;
+	struct mem_cgroup *sk_memcg;
+	socket_lock_t sk_lock;
+	int sk_forward_alloc; /* bytes charged and not yet used */
+	u8 sk_kern_sock : 1;
+};
+
+/* net/inet_sock.h, net/inet_connection_sock.h, linux/tcp.h */
+struct inet_sock {
+	struct sock sk;
+};
+
+struct tcp_ulp_ops;
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	const struct tcp_ulp_ops *icsk_ulp_ops;
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	u32 rcv_nxt;
+	u32 copied_seq; /* first byte the reader has not taken */
+	u32 write_seq;	/* first byte the writer has not queued */
+	u32 snd_una;
+	u32 data_segs_out; /* segments with data, sent by TCP */
+	u64 bytes_received;
+	u64 bytes_acked;
+	u8 repair : 1;
+};
+
+/* linux/skmsg.h: what struct sk_msg_md stands for */
+struct sk_msg {
+	struct sock *sk_redir;
+};
+
+#pragma clang attribute pop
+
+#endif /* SOCKFUSE_VMLINUX_H */
