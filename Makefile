@@ -20,10 +20,10 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
-HELPERS := tests/traffic tests/btf_fields bench/ratio
+HELPERS := tests/traffic bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/run.sh tests/helpers.bash .ci/run bench/run.sh
-C_FILES := vmlinux.h $(wildcard bpf/*.[ch] tests/*.[ch] bench/*.[ch])
+	deps.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh
+C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] bench/*.[ch])
 
 .PHONY: all objects helpers deps load check bench lint clean
 .DELETE_ON_ERROR:
@@ -38,10 +38,11 @@ bpf/%.bpf.o: bpf/%.bpf.c bpf/bpf_sockmap.h vmlinux.h
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
-# Every type of vmlinux.h in one object's BTF, for tests/vmlinux.bats.
-tests/vmlinux.bpf.o: tests/vmlinux.bpf.c vmlinux.h
+# Every structure of vmlinux.h in one object's BTF, for tests/vmlinux.bats.
+tests/vmlinux.bpf.o: vmlinux.h
 	$(call msg,BPF,$@)
-	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+	$(Q)sed -n 's/^struct \([a-z_0-9]*\) {.*/struct \1 *use_\1;/p' $< | \
+		$(CLANG) $(BPF_CFLAGS) -include $< -x c -c - -o $@
 
 tests/traffic: tests/traffic.c
 	$(call msg,CC,$@)
@@ -50,10 +51,6 @@ tests/traffic: tests/traffic.c
 bench/ratio: bench/ratio.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
-
-tests/btf_fields: tests/btf_fields.c
-	$(call msg,CC,$@)
-	$(Q)$(CC) $(HELPER_CFLAGS) $< -lbpf -o $@
 
 # Installs what is missing, with the host's own package manager.
 deps:

@@ -85,6 +85,18 @@ is_bpffs() {
   [[ $(stat -f -c %T "$BPFFS" 2>/dev/null) == bpf_fs ]]
 }
 
+# Where cgroup2 is mounted and can be reached: hybrid hosts have it beside
+# version 1.  Nothing if nowhere.
+cgroup2_mount() {
+  local path
+  findmnt -n -r -t cgroup2 -o TARGET | while read -r path; do
+    [[ $(stat -f -c %T "$path" 2>/dev/null) != cgroup2fs ]] || {
+      echo "$path"
+      break
+    }
+  done
+}
+
 # Ids of the maps named $1, as a JSON array.
 map_ids_named() {
   "$BPFTOOL" -j map show | jq -c --arg name "$1" '[.[] | select(.name == $name) | .id]'
@@ -112,7 +124,7 @@ pinned_id() {
 our_attachments() {
   local ours
   ours=$(our_programs | jq -sc 'map(.id)')
-  { "$BPFTOOL" -j cgroup tree 2>/dev/null || true; } | jq -r --argjson ours "$ours" '
+  { "$BPFTOOL" -j cgroup tree "$(cgroup2_mount)" 2>/dev/null || true; } | jq -r --argjson ours "$ours" '
     .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[])) | "\(.id) \($cgroup)"'
 }
 

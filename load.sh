@@ -65,10 +65,9 @@ need_host() {
     die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
 }
 
-# The cgroup to attach to: hybrid hosts mount cgroup2 beside version 1.
 find_cgroup() {
   if [[ ! $CGROUP ]]; then
-    CGROUP=$(findmnt -n -t cgroup2 -o TARGET | head -n 1) || true
+    CGROUP=$(cgroup2_mount)
     [[ $CGROUP ]] ||
       die "$EX_HOST" "no cgroup2 is mounted" "try: mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2"
   fi

@@ -58,7 +58,7 @@ static void serve(int fd, int rr, char *buffer, size_t size)
 {
 	while (rr && exact(read, fd, buffer, size) && exact(write_call, fd, buffer, size))
 		;
-	while (!rr && read(fd, buffer, 1 << 20) > 0)
+	while (!rr && read(fd, buffer, size) > 0)
 		;
 	_exit(0);
 }

@@ -58,18 +58,20 @@ static __always_inline void trace_end(struct bpf_sock_ops *skops)
 {
 	u32 op = skops->op, lport = skops->local_port;
 	u32 rport = bpf_ntohl(skops->remote_port);
+	u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1],
+			 skops->local_ip6[2], skops->local_ip6[3] };
+	u32 remote[4] = { skops->remote_ip6[0], skops->remote_ip6[1],
+			  skops->remote_ip6[2], skops->remote_ip6[3] };
 
 	if (skops->family == AF_INET) {
-		u32 local = skops->local_ip4, remote = skops->remote_ip4;
-
+		local[3] = skops->local_ip4;
+		remote[3] = skops->remote_ip4;
 		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d",
-			   op, &local, lport, &remote, rport);
+			   op, &local[3], lport, &remote[3], rport);
+	} else if (local[2]) {
+		bpf_printk("sockfuse: ipv4 in ipv6 op = %d, %pI4 port %d --> %pI4 port %d",
+			   op, &local[3], lport, &remote[3], rport);
 	} else {
-		u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1],
-				 skops->local_ip6[2], skops->local_ip6[3] };
-		u32 remote[4] = { skops->remote_ip6[0], skops->remote_ip6[1],
-				  skops->remote_ip6[2], skops->remote_ip6[3] };
-
 		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d",
 			   op, local, lport, remote, rport);
 	}

@@ -27,6 +27,7 @@ echo $$ >"$box/cgroup.procs"
 # shellcheck disable=SC2016 # expanded inside
 unshare --mount --net --cgroup --ipc --pid --fork --kill-child --mount-proc bash -ec '
   mount --make-rprivate /
+  umount --recursive --lazy /sys
   mount -t sysfs sysfs /sys
   mount -t cgroup2 none /sys/fs/cgroup
   mount -t tmpfs tmpfs /run

@@ -1,0 +1,163 @@
+#!/usr/bin/env bats
+# Every byte arrives, in order, at the right socket, and by the right path.
+
+load helpers
+
+teardown() {
+  [[ ! ${CAPTURE-} ]] || kill "$CAPTURE" 2>/dev/null || true
+  [[ ! ${SERVER-} ]] || kill "$SERVER" 2>/dev/null || true
+  unload --quiet
+  assert_nothing_left
+}
+
+# iperf3_run OPTIONS...: a server on port 5001 and a client
+iperf3_run() {
+  iperf3 -s -p 5001 -1 >/dev/null 3>&- &
+  SERVER=$!
+  wait_for 10 bash -c "ss -Hltn 'sport = :5001' | grep -q ."
+  iperf3 -c 127.0.0.1 -p 5001 "$@"
+  wait "$SERVER"
+}
+
+@test "iperf3: data leaves lo, only handshakes and teardowns stay, and both ends are traced" {
+  load
+  "$here/trace_bpf_output.sh" >"$BATS_TEST_TMPDIR/trace" 2>&1 3>&- &
+  local trace=$!
+  capture "$BATS_TEST_TMPDIR/pcap" port 5001
+  wait_for 10 bash -c "$BPFTOOL -j map dump pinned $BPFFS/sockfuse/fuse_settings | jq -e '.[0].formatted.value.trace == 1'" >/dev/null
+  iperf3_run -t 4 -l 64k -b 4G
+  stop_capture
+  wait_for 5 bash -c "(( \$(grep -c 'sockfuse: ' $BATS_TEST_TMPDIR/trace) >= 4 ))" || cat "$BATS_TEST_TMPDIR/trace"
+  kill -TERM "$trace"
+  wait "$trace" || true
+  echo "data segments: $(data_segments "$BATS_TEST_TMPDIR/pcap"); $(counters)"
+  [ "$(data_segments "$BATS_TEST_TMPDIR/pcap")" -eq 0 ]
+  [ "$(tcpdump -r "$BATS_TEST_TMPDIR/pcap" 'tcp[tcpflags] & tcp-syn != 0' 2>/dev/null | wc -l)" -eq 4 ]
+  [ "$(grep -c 'ipv4 op = 4, 127.0.0.1 port [0-9]* --> 127.0.0.1 port 5001' "$BATS_TEST_TMPDIR/trace")" -eq 2 ]
+  [ "$(grep -c 'op = 5, 127.0.0.1 port 5001 --> 127.0.0.1 port [0-9]*' "$BATS_TEST_TMPDIR/trace")" -eq 2 ]
+}
+
+@test "iperf3 without a limit: what is left on lo is flow control, and counted" {
+  load
+  capture "$BATS_TEST_TMPDIR/pcap" port 5001
+  iperf3_run -t 4 -l 64k
+  stop_capture
+  local segments by_tcp
+  segments=$(data_segments "$BATS_TEST_TMPDIR/pcap")
+  by_tcp=$(($(counter tcp_backlog_bytes) + $(counter tcp_backlog_number) + $(counter tcp_in_flight) + $(counter tcp_blocked_reader)))
+  echo "data segments: $segments, messages by TCP: $by_tcp; $(counters)"
+  [ "$segments" -le 2000 ]
+  if ((segments)); then
+    (($(counter tcp_backlog_bytes) + $(counter tcp_backlog_number) > 0))
+  fi
+  [ "$(counter tcp_peer_unknown)" -eq 0 ]
+}
+
+@test "a late peer costs no byte and no failed send: 15,000 connections with rps_cpus on lo" {
+  load
+  printf '%x' $(((1 << $(nproc)) - 1)) >/sys/class/net/lo/queues/rx-0/rps_cpus
+  run "$TRAFFIC" burst 15000 8
+  echo 0 >/sys/class/net/lo/queues/rx-0/rps_cpus
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(value messages)" -eq 120000 ]
+  # The test saw what it is about.
+  if (($(nproc) > 1)); then
+    (($(counter tcp_peer_unknown) > 0))
+    (($(counter tcp_in_flight) > 0))
+  fi
+}
+
+@test "IPv4, IPv6 and v4-mapped ends are fused, in every pairing" {
+  local server client before
+  load
+  capture "$BATS_TEST_TMPDIR/pcap" tcp
+  for server in 127.0.0.1 127.0.0.5 ::1 :: ::ffff:127.0.0.1; do
+    for client in 127.0.0.1 127.0.0.5 ::1 ::ffff:127.0.0.1; do
+      case "$server $client" in # cannot connect without sockfuse either
+        "127.0.0.1 "*.5 | "127.0.0.5 "*.1 | 127*" ::1" | "::1 "*127* | ::ffff*.5 | ::ffff*" ::1") continue ;;
+      esac
+      before=$(counters)
+      run "$TRAFFIC" echo "$server" "$client" 10000
+      echo "server $server client $client: $output"
+      [ "$status" -eq 0 ]
+      [ $(($(counter fused_bytes) - $(counter fused_bytes "$before"))) -eq 20000 ]
+    done
+  done
+  stop_capture
+  [ "$(data_segments "$BATS_TEST_TMPDIR/pcap")" -eq 0 ]
+}
+
+@test "an address that is not loopback stays on TCP and out of the map" {
+  load
+  ip address add 192.0.2.1/32 dev lo
+  run "$TRAFFIC" echo 192.0.2.1 192.0.2.1 10000
+  ip address del 192.0.2.1/32 dev lo
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+  [ "$(counter fused_messages)" -eq 0 ]
+}
+
+@test "the same addresses and ports in two network namespaces: no byte crosses, whichever end closes" {
+  load
+  run "$TRAFFIC" tuples
+  echo "$output"
+  [ "$status" -eq 0 ]
+  (($(counter fused_messages) >= 24))
+}
+
+@test "5 GB of random writes, pauses and partial reads, both ways at once, arrive as they were sent" {
+  load
+  run "$TRAFFIC" mix 2500000000 "$RANDOM"
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  (($(counter fused_messages) > 1000))
+  (($(counter tcp_in_flight) > 1000))
+}
+
+@test "a reader in recv(MSG_WAITALL) across a fallback and back neither hangs nor reads out of order" {
+  local before=0 i
+  load
+  for i in {1..5}; do
+    run timeout 60 "$TRAFFIC" waitall
+    echo "$output; $(counters)"
+    [ "$status" -eq 0 ]
+  done
+  (($(counter tcp_backlog_number) > 0))  # it fell back
+  (($(counter tcp_blocked_reader) > 0))  # a reader was seen waiting
+}
+
+@test "switched off under traffic: messages go by TCP at once, switched on again by nothing lost" {
+  load
+  "$TRAFFIC" mix 1000000000 7 >"$BATS_TEST_TMPDIR/mix" 3>&- &
+  local mix=$! i
+  wait_for 10 bash -c '(($('"$BPFTOOL -j map dump pinned $BPFFS/sockfuse/fuse_counters"' | jq "[.[0].formatted.values[].value.ends_tracked] | add") == 2))'
+  for i in {1..20}; do
+    set_fuse 0
+    sleep 0.02
+    set_fuse 1
+    sleep 0.02
+  done
+  wait "$mix"
+  (($(counter tcp_switched_off) > 0))
+}
+
+@test "30,000 connections at a time are tracked and correct" {
+  load
+  run timeout 120 "$TRAFFIC" hold 30000
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_tracked)" -eq 60000 ]
+  [ "$(counter fused_messages)" -eq 60000 ]
+  [ "$(counter ends_map_full)" -eq 0 ]
+}
+
+@test "a full map: the connections beyond it go by TCP, correct and counted" {
+  load --max-connections 50
+  run "$TRAFFIC" hold 1000
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_tracked)" -eq 100 ]
+  [ "$(counter ends_map_full)" -eq 1900 ]
+  [ "$(counter fused_messages)" -eq 100 ]
+}

@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# What the tests share.  They run inside isolate.sh: /sys/fs/cgroup is a cgroup
+# of their own, /sys/fs/bpf and the network are theirs alone.
+
+here=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+BPFTOOL=${BPFTOOL:-bpftool}
+BPFFS=/sys/fs/bpf
+CGROUP=/sys/fs/cgroup
+TRAFFIC=$here/tests/traffic
+
+load() { "$here/load.sh" --quiet "$@" 3>&-; }
+unload() { "$here/unload.sh" "$@" 3>&-; }
+
+# counters: those of the loaded sockfuse, summed over processors, as JSON
+counters() {
+  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_counters" | jq -c '
+    [.[0].formatted.values[].value] | map(to_entries[]) | group_by(.key)
+    | map({(.[0].key): (map(.value) | add)}) | add'
+}
+
+# counter NAME [JSON]
+counter() { jq ".$1" <<<"${2:-$(counters)}"; }
+
+# set_byte 0|1: the fuse switch
+set_fuse() {
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0
+}
+
+# value NAME: of the name=value words in $output
+value() { grep -oP "(?<=\b$1=)[-0-9]+" <<<"$output"; }
+
+# wait_for SECONDS COMMAND...: until it succeeds
+wait_for() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    ((SECONDS < deadline)) || return 1
+    sleep 0.05
+  done
+}
+
+# What a test may not leave: pins, attachments.
+assert_nothing_left() {
+  local left
+  left=$(find "$BPFFS" -mindepth 1 ! -name '*.debug')
+  [[ ! $left ]] || { echo "pins are left: $left" && return 1; }
+  left=$("$BPFTOOL" cgroup tree | grep -w sock_ops) || return 0
+  echo "attachments are left: $left"
+  return 1
+}
+
+assert_on() {
+  local id
+  for pin in bpf_sockops bpf_redir sock_ops_map sockfuse/fuse_settings sockfuse/fuse_counters; do
+    [[ -e $BPFFS/$pin ]] || { echo "not pinned: $pin" && return 1; }
+  done
+  [[ ! -e $BPFFS/sockfuse/staging ]] || { echo "staging is left" && return 1; }
+  id=$("$BPFTOOL" -j prog show pinned "$BPFFS/bpf_sockops" | jq .id)
+  [[ $(ours_attached) == "$id" ]] || { echo "attached: $(ours_attached), pinned: $id" && return 1; }
+  [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings" | jq '.[0].formatted.value.fuse') == 1 ]]
+  # and it works
+  local before
+  before=$(counter fused_bytes)
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  (($(counter fused_bytes) - before == 2000)) || { echo "loaded, but a new connection is not fused" && return 1; }
+}
+
+ours_attached() {
+  "$BPFTOOL" -j cgroup show "$CGROUP" 2>/dev/null | jq -r '.[]? | select(.name == "bpf_sockops") | .id'
+}
+
+# Segments with data in a capture file
+data_segments() { tcpdump -r "$1" -n 'tcp' 2>/dev/null | grep -cvE 'length 0$' || true; }
+
+# capture FILE FILTER...: in the background, until stop_capture
+capture() {
+  local file=$1
+  shift
+  tcpdump -i lo -n -U -s 96 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
+  CAPTURE=$!
+  wait_for 10 grep -q 'listening on' "$file.log"
+}
+
+stop_capture() {
+  sleep 0.3 # tcpdump reads what the kernel has captured
+  kill -INT "$CAPTURE"
+  wait "$CAPTURE" || true
+}
