@@ -20,7 +20,7 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
-HELPERS := tests/traffic bench/ratio
+HELPERS := tests/traffic tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] bench/*.[ch])
@@ -44,6 +44,10 @@ tests/vmlinux.bpf.o: vmlinux.h
 	$(Q)sed -n 's/^struct \([a-z_0-9]*\) {.*/struct \1 *use_\1;/p' $< | \
 		$(CLANG) $(BPF_CFLAGS) -include $< -x c -c - -o $@
 
+tests/foreign.bpf.o: tests/foreign.bpf.c
+	$(call msg,BPF,$@)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
 tests/traffic: tests/traffic.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
@@ -61,7 +65,7 @@ load: deps objects
 
 check:
 	$(Q)./deps.sh load check
-	$(Q)$(MAKE) objects helpers tests/vmlinux.bpf.o
+	$(Q)$(MAKE) objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh
 
 bench: objects helpers
@@ -74,4 +78,4 @@ lint:
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 
 clean:
-	$(Q)rm -f $(OBJECTS) $(HELPERS) tests/vmlinux.bpf.o
+	$(Q)rm -f $(OBJECTS) $(HELPERS)

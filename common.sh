@@ -1,7 +1,7 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What the scripts of sockfuse share: where things are pinned, how a command is
 # announced, how an error reads, and how our programs are told from others.
-# Sourced, never run.
+# Sourced, never run; no script uses all of it (SC2034).
 
 readonly BPFFS=/sys/fs/bpf
 readonly PIN_SOCKOPS=$BPFFS/bpf_sockops
@@ -17,7 +17,6 @@ readonly LOCK_WAIT=60 # seconds
 
 # Exit codes, the same in every script; --help lists them.
 readonly EX_FAILED=1 EX_USAGE=2 EX_ROOT=3 EX_HOST=4 EX_FOREIGN=5 EX_BUSY=6
-# shellcheck disable=SC2034 # printed by usage() of the scripts
 readonly EXIT_CODES="\
 Exit codes:
   0  done
@@ -89,7 +88,7 @@ is_bpffs() {
 # version 1.  Nothing if nowhere.
 cgroup2_mount() {
   local path
-  findmnt -n -r -t cgroup2 -o TARGET | while read -r path; do
+  { findmnt -n -r -t cgroup2 -o TARGET || true; } | while read -r path; do
     [[ $(stat -f -c %T "$path" 2>/dev/null) != cgroup2fs ]] || {
       echo "$path"
       break
@@ -126,6 +125,16 @@ our_attachments() {
   ours=$(our_programs | jq -sc 'map(.id)')
   { "$BPFTOOL" -j cgroup tree "$(cgroup2_mount)" 2>/dev/null || true; } | jq -r --argjson ours "$ours" '
     .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[])) | "\(.id) \($cgroup)"'
+}
+
+# detach_all_but IDS: every attachment of ours but these.  Only what is seen
+# attached is detached: where a program stands without multi, the kernel takes
+# that one off, whichever it is told (find_detach_entry).
+detach_all_but() {
+  local id cgroup
+  our_attachments | while read -r id cgroup; do
+    grep -qwF "$id" <<<"$1" || run "$BPFTOOL" cgroup detach "$cgroup" sock_ops id "$id"
+  done
 }
 
 # Map ids of the settings that pins and attachments of ours lead to; several

@@ -111,16 +111,24 @@ refuse_foreign_pins() {
     die "$EX_FOREIGN" "$PIN_MAP is pinned by another program" "unload that one, or: rm $PIN_MAP"
 }
 
-# load_program NAME TYPE bpftool-arguments...: what the kernel's verifier says
-# is long; its last line before the summary is the reason.
+# What the verifier ends with says why; without it, libbpf's first line does.
+load_error() {
+  awk '
+    /-- END PROG LOAD LOG --/ { inside = 0 }
+    inside && !/^(processed|verification time|stack depth) / { reason = $0 }
+    /-- BEGIN PROG LOAD LOG --/ { inside = 1 }
+    /^libbpf: / && !first { first = $0 }
+    END { print reason ? reason : first ? first : "no reason given" }'
+}
+
+# load_program NAME TYPE bpftool-arguments...
 load_program() {
-  local name=$1 type=$2 log reason
+  local name=$1 type=$2 log
   shift 2
-  say "+ $BPFTOOL prog load $here/bpf/$name.bpf.o $*"
-  log=$("$BPFTOOL" prog load "$here/bpf/$name.bpf.o" "$1" type "$type" "${@:2}" 2>&1) && return
-  reason=$(grep -vE '^(processed|verification time|stack depth|-- END|libbpf: (prog|failed to load object)|Error|max_states|$)' <<<"$log" | tail -n 1) || true
-  die "$EX_FAILED" "the kernel refused $name.bpf.o: ${reason:-$(tail -n 1 <<<"$log")}" \
-    "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
+  say "+ $BPFTOOL prog load $here/bpf/$name.bpf.o $1 type $type ${*:2}"
+  log=$("$BPFTOOL" prog load "$here/bpf/$name.bpf.o" "$1" type "$type" "${@:2}" 2>&1) ||
+    die "$EX_FAILED" "the kernel refused $name.bpf.o: $(load_error <<<"$log")" \
+      "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
 }
 
 # Everything is loaded aside first, and renamed once it works.
@@ -138,7 +146,7 @@ stage() {
   [[ ! -e $PIN_DIR/$COUNTERS ]] || reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
-    entries $((MAX_CONNECTIONS * 2)) name sock_ops_map ||
+    entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||
     die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: load.sh --max-connections 10000"
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}"
@@ -153,11 +161,12 @@ stage() {
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
 attach() {
+  OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
-  run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" ||
+  run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
   set_setting "${SETTINGS_MAP[@]}" fuse 1
-  run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi ||
+  run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
     die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
       "see: $BPFTOOL cgroup show $CGROUP effective"
 }
@@ -175,16 +184,13 @@ check() {
 }
 
 commit() {
-  local id cgroup
   trap '' INT TERM HUP
   run mv -fT "$STAGING/sock_ops_map" "$PIN_MAP"
   run mv -fT "$STAGING/bpf_redir" "$PIN_REDIR"
   run mv -fT "$STAGING/bpf_sockops" "$PIN_SOCKOPS"
   run mv -fT "$STAGING/maps/$SETTINGS" "$PIN_DIR/$SETTINGS"
   run mv -fT "$STAGING/maps/$COUNTERS" "$PIN_DIR/$COUNTERS"
-  our_attachments | while read -r id cgroup; do
-    ((id == NEW_ID)) || run "$BPFTOOL" cgroup detach "$cgroup" sock_ops id "$id"
-  done
+  detach_all_but "$NEW_ID"
   run rm -rf "$STAGING"
   trap - EXIT
 }
@@ -193,7 +199,7 @@ undo() {
   local code=$?
   trap '' INT TERM HUP
   set +e
-  [[ ! ${NEW_ID-} ]] || "$BPFTOOL" cgroup detach "$CGROUP" sock_ops id "$NEW_ID" 2>/dev/null
+  [[ ! $NEW_ID ]] || detach_all_but "$OLD_IDS" >/dev/null
   [[ ! ${FUSE_BEFORE-} ]] || set_setting "${SETTINGS_MAP[@]}" fuse "$FUSE_BEFORE"
   [[ ${FUSE_BEFORE-} || ${#SETTINGS_MAP[@]} == 0 ]] || set_setting "${SETTINGS_MAP[@]}" fuse 0 2>/dev/null
   rm -rf "$STAGING"
@@ -212,7 +218,7 @@ need_root "$@"
 need_host
 find_cgroup
 build
-MOUNTED= FUSE_BEFORE= NEW_ID= SETTINGS_MAP=()
+MOUNTED='' FUSE_BEFORE='' NEW_ID='' OLD_IDS='' SETTINGS_MAP=()
 take_lock
 trap undo EXIT
 trap 'exit 130' INT

@@ -58,7 +58,7 @@ case ${1-} in
     ;;
   *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
 esac
-need_root
+need_root "$@"
 need_bpftool
 [[ -e $PIN_DIR/$SETTINGS ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: ./load.sh"
 find_tracefs

@@ -55,13 +55,6 @@ live_connections() {
   echo $(((total + 1) / 2))
 }
 
-detach() {
-  local id cgroup
-  our_attachments | while read -r id cgroup; do
-    run "$BPFTOOL" cgroup detach "$cgroup" sock_ops id "$id"
-  done
-}
-
 # Only what is ours: a foreign program under the same name stays.
 unpin() {
   local path
@@ -93,7 +86,7 @@ mapfile -t maps < <(
   done | sort -un
 )
 switch_off
-detach
+detach_all_but ''
 live=$(live_connections)
 unpin
 if ((live)); then

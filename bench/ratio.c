@@ -87,7 +87,8 @@ int main(int argc, char **argv)
 	client = socket(AF_INET, SOCK_STREAM, 0);
 	if (bind(listener, (void *)&address, sizeof(address)) || listen(listener, 1) ||
 	    getsockname(listener, (void *)&address, &length) ||
-	    connect(client, (void *)&address, length) || (server = accept(listener, NULL, NULL)) < 0) {
+	    connect(client, (void *)&address, length) ||
+	    (server = accept(listener, NULL, NULL)) < 0) {
 		perror("ratio");
 		return 1;
 	}

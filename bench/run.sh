@@ -46,8 +46,8 @@ for case in "rr 64" "rr 1024" "rr 16384" "stream 64" "stream 1024" "stream 16384
     read -r kind bytes <<<"$case"
     printf '| %-6s | %8s | %-10s | %12s | %12s | %5.2f |\n' "$kind" "$bytes" \
       "$([[ $cpus == "0 0" ]] && echo one || echo two)" \
-      "$(printf '%s\n' "${plain[@]}" | median | awk -v u=$unit '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
-      "$(printf '%s\n' "${fused[@]}" | median | awk -v u=$unit '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
+      "$(printf '%s\n' "${plain[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
+      "$(printf '%s\n' "${fused[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
       "$(printf '%s\n' "${ratios[@]}" | median)"
   done
 done

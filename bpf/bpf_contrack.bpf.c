@@ -26,16 +26,14 @@ static __always_inline bool is_loopback6(u32 w0, u32 w1, u32 w2, u32 w3)
 {
 	if (w0 || w1)
 		return false;
-	return w2 ? w2 == bpf_htonl(0xffff) && is_loopback4(w3) :
-		    w3 == bpf_htonl(1);
+	return w2 ? w2 == bpf_htonl(0xffff) && is_loopback4(w3) : w3 == bpf_htonl(1);
 }
 
 /* Policy: which connections may be fused at all. */
 static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
 {
 	if (skops->family == AF_INET)
-		return is_loopback4(skops->local_ip4) &&
-		       is_loopback4(skops->remote_ip4);
+		return is_loopback4(skops->local_ip4) && is_loopback4(skops->remote_ip4);
 	if (skops->family == AF_INET6)
 		return is_loopback6(skops->local_ip6[0], skops->local_ip6[1],
 				    skops->local_ip6[2], skops->local_ip6[3]) &&
@@ -50,30 +48,30 @@ static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
  */
 static __always_inline bool left_out(struct tcp_sock *tp)
 {
-	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) ||
-	       not_plain_tcp(tp);
+	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp);
 }
 
 static __always_inline void trace_end(struct bpf_sock_ops *skops)
 {
 	u32 op = skops->op, lport = skops->local_port;
 	u32 rport = bpf_ntohl(skops->remote_port);
-	u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1],
-			 skops->local_ip6[2], skops->local_ip6[3] };
+	u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1], skops->local_ip6[2],
+			 skops->local_ip6[3] };
 	u32 remote[4] = { skops->remote_ip6[0], skops->remote_ip6[1],
 			  skops->remote_ip6[2], skops->remote_ip6[3] };
 
 	if (skops->family == AF_INET) {
 		local[3] = skops->local_ip4;
 		remote[3] = skops->remote_ip4;
-		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d",
-			   op, &local[3], lport, &remote[3], rport);
+		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d", op,
+			   &local[3], lport, &remote[3], rport);
 	} else if (local[2]) {
-		bpf_printk("sockfuse: ipv4 in ipv6 op = %d, %pI4 port %d --> %pI4 port %d",
-			   op, &local[3], lport, &remote[3], rport);
+		bpf_printk(
+			"sockfuse: ipv4 in ipv6 op = %d, %pI4 port %d --> %pI4 port %d",
+			op, &local[3], lport, &remote[3], rport);
 	} else {
-		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d",
-			   op, local, lport, remote, rport);
+		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d", op,
+			   local, lport, remote, rport);
 	}
 }
 

@@ -70,8 +70,7 @@ static __always_inline bool can_send(struct tcp_sock *own)
  * Covers the start race, a miss, and the way back from a fallback.  Stale:
  * copied_seq only advances, up to write_seq, which our lock holds still.
  */
-static __always_inline bool tcp_bytes_unread(struct tcp_sock *own,
-					     struct tcp_sock *peer)
+static __always_inline bool tcp_bytes_unread(struct tcp_sock *own, struct tcp_sock *peer)
 {
 	return BPF_CORE_READ(peer, copied_seq) != own->write_seq;
 }
@@ -87,9 +86,8 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
  * the same buffer, so its window is closed when we fall back, and one that
  * is overfull would drop the segment and wait for a retransmission.
  */
-static __always_inline bool backlog_full(struct tcp_sock *own,
-					 struct tcp_sock *peer, u32 backlog,
-					 u32 size)
+static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *peer,
+					 u32 backlog, u32 size)
 {
 	struct net *net = sk_of(own)->__sk_common.skc_net.net;
 	u32 limit = net->ipv4.sysctl_tcp_rmem[2];
@@ -118,8 +116,8 @@ static __always_inline bool has_room(struct page_counter *counter, u64 pages)
 	for (int depth = 0; depth < MEMCG_DEPTH; depth++) {
 		if (!counter)
 			return true;
-		if (BPF_CORE_READ(counter, usage.counter) + pages +
-			    MEMCG_SLACK > BPF_CORE_READ(counter, max))
+		if (BPF_CORE_READ(counter, usage.counter) + pages + MEMCG_SLACK >
+		    BPF_CORE_READ(counter, max))
 			return false;
 		counter = BPF_CORE_READ(counter, parent);
 	}
@@ -132,8 +130,8 @@ static __always_inline bool has_room(struct page_counter *counter, u64 pages)
  * while TCP as a whole is below tcp_mem[0] and every memory cgroup of the
  * receiver has room; what sk_forward_alloc holds was charged before.
  */
-static __always_inline bool charge_may_fail(struct tcp_sock *own,
-					    struct tcp_sock *peer, u32 size)
+static __always_inline bool charge_may_fail(struct tcp_sock *own, struct tcp_sock *peer,
+					    u32 size)
 {
 	struct proto *prot = sk_of(own)->__sk_common.skc_prot;
 	long allocated = prot->memory_allocated->counter;
@@ -194,8 +192,7 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
  * tcp_recvmsg().  Once it is seen not to be, no reader can get there before
  * the next TCP byte does.
  */
-static __always_inline bool reader_blocked(struct sk_msg_md *msg,
-					   struct tcp_sock *own,
+static __always_inline bool reader_blocked(struct sk_msg_md *msg, struct tcp_sock *own,
 					   struct tcp_sock *peer)
 {
 	u64 *returned;
@@ -220,8 +217,7 @@ static __always_inline struct tcp_sock *redirected_to(struct sk_msg_md *msg)
 }
 
 /* Takes a redirect back.  The sender is in the map, or this would not run. */
-static __always_inline void send_by_own_tcp(struct sk_msg_md *msg,
-					    struct tcp_sock *own)
+static __always_inline void send_by_own_tcp(struct sk_msg_md *msg, struct tcp_sock *own)
 {
 	struct pair_key key = own_key(own, true);
 
@@ -250,8 +246,7 @@ int bpf_redir(struct sk_msg_md *msg)
 	}
 
 	key = peer_key(own);
-	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) !=
-	    SK_PASS) {
+	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) != SK_PASS) {
 		COUNT(tcp_peer_unknown);
 		return SK_PASS;
 	}

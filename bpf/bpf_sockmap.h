@@ -88,11 +88,11 @@ static __always_inline void *array_value(void *map)
  * Atomic although per CPU: these programs can be preempted between the load
  * and the store, and a counter that loses counts explains nothing.
  */
-#define COUNT_ADD(counter, n)                                                  \
-	do {                                                                   \
-		struct counters *c = array_value(&fuse_counters);              \
-		if (c)                                                         \
-			__sync_fetch_and_add(&c->counter, n);                  \
+#define COUNT_ADD(counter, n)                                                            \
+	do {                                                                             \
+		struct counters *c = array_value(&fuse_counters);                        \
+		if (c)                                                                   \
+			__sync_fetch_and_add(&c->counter, n);                            \
 	} while (0)
 
 #define COUNT(counter) COUNT_ADD(counter, 1)
@@ -122,8 +122,7 @@ static __always_inline struct pair_key peer_key(struct tcp_sock *tp)
 }
 
 /* The key under which the socket itself is stored: its peer's view. */
-static __always_inline struct pair_key own_key(struct tcp_sock *tp,
-					       bool connected)
+static __always_inline struct pair_key own_key(struct tcp_sock *tp, bool connected)
 {
 	struct pair_key key = peer_key(tp);
 	u32 isn = key.sender_isn;
@@ -140,8 +139,7 @@ static __always_inline struct pair_key own_key(struct tcp_sock *tp,
  */
 static __always_inline bool not_plain_tcp(struct tcp_sock *tp)
 {
-	return BPF_CORE_READ_BITFIELD(tp, repair) ||
-	       tp->inet_conn.icsk_ulp_ops;
+	return BPF_CORE_READ_BITFIELD(tp, repair) || tp->inet_conn.icsk_ulp_ops;
 }
 
 #endif /* SOCKFUSE_BPF_SOCKMAP_H */

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # output: set by bats
 # What the tests share.  They run inside isolate.sh: /sys/fs/cgroup is a cgroup
 # of their own, /sys/fs/bpf and the network are theirs alone.
 

@@ -24,6 +24,7 @@ leave() {
 mkdir "$box"
 trap leave EXIT
 echo $$ >"$box/cgroup.procs"
+exec 9</proc/self/ns/net # net.ipv4.tcp_mem can be reached from there alone
 # shellcheck disable=SC2016 # expanded inside
 unshare --mount --net --cgroup --ipc --pid --fork --kill-child --mount-proc bash -ec '
   mount --make-rprivate /
@@ -31,6 +32,9 @@ unshare --mount --net --cgroup --ipc --pid --fork --kill-child --mount-proc bash
   mount -t sysfs sysfs /sys
   mount -t cgroup2 none /sys/fs/cgroup
   mount -t tmpfs tmpfs /run
+  touch /run/host-net
+  mount --bind /proc/self/fd/9 /run/host-net
+  exec 9<&-
   ip link set lo up
   "$@"
 ' isolate "$@"

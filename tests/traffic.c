@@ -85,14 +85,17 @@ static const unsigned char *bytes_at(unsigned int stream, uint64_t offset)
 	return pattern + (offset + stream * 7919ULL) % PERIOD;
 }
 
-static void check_bytes(const unsigned char *got, unsigned int stream, uint64_t offset, size_t n)
+static void check_bytes(const unsigned char *got, unsigned int stream, uint64_t offset,
+			size_t n)
 {
 	if (memcmp(got, bytes_at(stream, offset), n))
-		fail("stream %u differs from what was sent within %zu bytes of offset %llu", stream, n,
-		     (unsigned long long)offset);
+		fail("stream %u differs from what was sent within %zu bytes of offset "
+		     "%llu",
+		     stream, n, (unsigned long long)offset);
 }
 
-static socklen_t parse_address(const char *text, int port, struct sockaddr_storage *address)
+static socklen_t parse_address(const char *text, int port,
+			       struct sockaddr_storage *address)
 {
 	struct sockaddr_in6 *six = (void *)address;
 	struct sockaddr_in *four = (void *)address;
@@ -283,7 +286,8 @@ static void burst_server(int listener, int messages)
 				end->have = 0;
 				memcpy(&number, end->part, 4);
 				if (number != end->next)
-					fail("message %u arrived where %u was due", number, end->next);
+					fail("message %u arrived where %u was due",
+					     number, end->next);
 				if (++end->next == (uint32_t)messages)
 					send_all(fd, &number, 4);
 			}
@@ -328,7 +332,8 @@ static int run_burst(char **args)
 	for (int i = 0; i < 4; i++)
 		pthread_join(threads[i], NULL);
 	kill(server, SIGTERM);
-	printf("connections=%d messages=%d\n", job.connections * 4, job.connections * 4 * job.messages);
+	printf("connections=%d messages=%d\n", job.connections * 4,
+	       job.connections * 4 * job.messages);
 	return 0;
 }
 
@@ -343,7 +348,8 @@ static int run_stall(char **args)
 	int n = atoi(args[0]), epoll = epoll_create1(0);
 	size_t size = atol(args[1]);
 	uint64_t limit = args[2] ? strtoull(args[2], NULL, 10) << 20 : ~0ULL;
-	uint64_t *sent = calloc(n, 8), *got = calloc(n, 8), *target = calloc(n, 8), total = 0;
+	uint64_t *sent = calloc(n, 8), *got = calloc(n, 8), *target = calloc(n, 8),
+		 total = 0;
 	static unsigned char buffer[CHUNK_MAX];
 	int(*pairs)[2] = calloc(n, sizeof(*pairs));
 	double last, longest = 0, first_resume = 0, resumed;
@@ -362,10 +368,12 @@ static int run_stall(char **args)
 
 		for (int i = 0; i < n; i++) {
 			for (int k = 0; k < 64; k++) {
-				ssize_t s = send(pairs[i][0], bytes_at(i, sent[i]), size, MSG_NOSIGNAL);
+				ssize_t s = send(pairs[i][0], bytes_at(i, sent[i]), size,
+						 MSG_NOSIGNAL);
 
 				if (s < 0 && errno != EAGAIN)
-					fail("send failed after %llu bytes on connection %d of %d",
+					fail("send failed after %llu bytes on connection "
+					     "%d of %d",
 					     (unsigned long long)sent[i], i, n);
 				if (s < 0)
 					break;
@@ -414,14 +422,16 @@ static int run_stall(char **args)
 			last = now;
 		}
 		if (now_ms() - last > 30000)
-			fail("no byte for 30 s with %llu missing", (unsigned long long)left);
+			fail("no byte for 30 s with %llu missing",
+			     (unsigned long long)left);
 		for (int i = 0; i < n; i++) {
 			size_t due = target[i] - sent[i];
 			ssize_t s;
 
 			if (!due)
 				continue;
-			s = send(pairs[i][0], bytes_at(i, sent[i]), due < size ? due : size, MSG_NOSIGNAL);
+			s = send(pairs[i][0], bytes_at(i, sent[i]),
+				 due < size ? due : size, MSG_NOSIGNAL);
 			if (s < 0 && errno != EAGAIN)
 				fail("send failed after the stall on connection %d", i);
 			if (s > 0)
@@ -506,8 +516,8 @@ static void mix(struct mix_end *end)
 		if (poll(&p, 1, p.events ? 1000 : 1) > 0)
 			last = now;
 		if (p.events && now - last > 30000)
-			fail("nothing moved for 30 s: %llu sent, %llu read", (unsigned long long)end->sent,
-			     (unsigned long long)end->got);
+			fail("nothing moved for 30 s: %llu sent, %llu read",
+			     (unsigned long long)end->sent, (unsigned long long)end->got);
 		if (p.revents & p.events & POLLOUT)
 			mix_write(end);
 		if (p.revents & p.events & POLLIN)
@@ -581,7 +591,8 @@ static int run_tuples(void)
 				ssize_t s = send(ends[from], &letter, 1, MSG_NOSIGNAL);
 
 				if (s < 0 && from != (closed ^ 1))
-					fail("send of end %d with end %d closed", from, closed);
+					fail("send of end %d with end %d closed", from,
+					     closed);
 			}
 		}
 		usleep(20000);
@@ -592,7 +603,8 @@ static int run_tuples(void)
 				continue;
 			while (recv(ends[to], &byte, 1, MSG_DONTWAIT) == 1) {
 				if (byte != 'a' + (to ^ 1))
-					fail("end %d read a byte of end %d", to, byte - 'a');
+					fail("end %d read a byte of end %d", to,
+					     byte - 'a');
 				letters++;
 			}
 			if (to != (closed ^ 1) && letters != 3)
@@ -621,10 +633,12 @@ static void *waitall_reader(void *argument)
 		size_t have = 0;
 
 		while (have < sizeof(buffer)) { /* fused, it may return short */
-			ssize_t n = recv(fd, buffer + have, sizeof(buffer) - have, MSG_WAITALL);
+			ssize_t n = recv(fd, buffer + have, sizeof(buffer) - have,
+					 MSG_WAITALL);
 
 			if (n <= 0)
-				fail("recv(MSG_WAITALL) returned %zd in round %d", n, round);
+				fail("recv(MSG_WAITALL) returned %zd in round %d", n,
+				     round);
 			check_bytes(buffer + have, 5, got + have, n);
 			have += n;
 		}
@@ -692,7 +706,8 @@ static void hold_some(int n, int number)
 	}
 	for (int turn = 0; turn < 2; turn++) {
 		for (int i = 0; i < n; i++)
-			send_all(pairs[i][turn], bytes_at(number * HOLD_EACH + i + turn, 0), 100);
+			send_all(pairs[i][turn],
+				 bytes_at(number * HOLD_EACH + i + turn, 0), 100);
 		for (int i = 0; i < n; i++) {
 			recv_all(pairs[i][!turn], buffer, 100);
 			check_bytes(buffer, number * HOLD_EACH + i + turn, 0, 100);
@@ -783,6 +798,7 @@ int main(int argc, char **argv)
 		return run_hold(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "unread"))
 		return run_unread();
-	fprintf(stderr, "usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread ...\n");
+	fprintf(stderr,
+		"usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread ...\n");
 	return 2;
 }

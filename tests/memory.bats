@@ -1,0 +1,114 @@
+#!/usr/bin/env bats
+# A reader that does not read costs what it costs with plain TCP, and no send
+# fails that plain TCP would not fail.
+
+load helpers
+
+MIB=1024 # KiB
+
+# One for the whole machine, and only the first network namespace shows it.
+host_sysctl() { nsenter --net=/run/host-net sysctl "$@"; }
+
+setup() {
+  tcp_mem=$(host_sysctl -n net.ipv4.tcp_mem)
+}
+
+set_tcp_mem() { host_sysctl -q "net.ipv4.tcp_mem=$*"; }
+
+teardown() {
+  set_tcp_mem "$tcp_mem"
+  # bats itself may have been moved
+  [[ ! ${memory_cgroup-} ]] || {
+    echo $$ >"$memory_mount/cgroup.procs"
+    rmdir "$memory_cgroup"
+    umount "$memory_mount"
+  }
+  unload --quiet
+  assert_nothing_left
+}
+
+# stall CONNECTIONS SIZE: fails if a send fails with anything but EAGAIN, if a
+# byte is lost, or if the writers never block.
+stall() {
+  run "$TRAFFIC" stall "$1" "$2" 8192
+  echo "$1 connections, $2-byte writes: $output; $(counters 2>/dev/null)"
+  [ "$status" -eq 0 ]
+}
+
+# stalled_reader SIZE: against plain TCP
+stalled_reader() {
+  local plain
+  stall 1 "$1"
+  plain=$(value memory_kib)
+  load
+  stall 1 "$1"
+  (($(counter fused_bytes) > 0))
+  (($(value memory_kib) - plain <= 64 * MIB))
+  (($(value longest_wait_ms) < 100))
+}
+
+@test "a stalled reader of 1-byte writes: memory is bounded, the writer blocks, the reader resumes at once" {
+  stalled_reader 1
+}
+
+@test "a stalled reader of 1,000-byte writes: memory is bounded, the writer blocks, the reader resumes at once" {
+  stalled_reader 1000
+}
+
+@test "a stalled reader of 64 KB writes: memory is bounded, the writer blocks, the reader resumes at once" {
+  stalled_reader 65536
+  (($(counter tcp_backlog_bytes) > 0))
+}
+
+@test "tcp_mem at 2,000 pages: no send fails" {
+  load
+  set_tcp_mem 2000 2000 2000
+  stall 1 65536
+  stall 20 1000
+  (($(counter fused_bytes) > 0))
+  (($(counter tcp_memory) > 0))
+}
+
+@test "1,000 stalled connections at once: no send fails" {
+  load
+  stall 1000 1000
+  (($(counter fused_bytes) > 0))
+}
+
+@test "1,000 stalled connections at once with tcp_mem at 20,000 pages: no send fails" {
+  load
+  set_tcp_mem 20000 20000 20000
+  stall 1000 16384
+  (($(counter tcp_memory) > 0))
+}
+
+# Version 1 charges sockets to memory.kmem.tcp, version 2 to memory.
+enter_memory_cgroup() {
+  memory_mount=$CGROUP
+  if [[ ! -e $CGROUP/cgroup.controllers || $(<"$CGROUP/cgroup.controllers") != *memory* ]]; then
+    memory_mount=$BATS_TEST_TMPDIR/memory
+    mkdir "$memory_mount"
+    mount -t cgroup -o memory none "$memory_mount"
+  fi
+  memory_cgroup=$memory_mount/sockfuse-test
+  mkdir "$memory_cgroup"
+  if [[ -e $memory_cgroup/memory.kmem.tcp.limit_in_bytes ]]; then
+    echo "$1" >"$memory_cgroup/memory.kmem.tcp.limit_in_bytes"
+  else
+    echo "$1" >"$memory_cgroup/memory.max"
+  fi
+}
+
+@test "a memory cgroup with a low limit: no send fails" {
+  load
+  enter_memory_cgroup 16M
+  stall_inside() {
+    echo "$BASHPID" >"$memory_cgroup/cgroup.procs"
+    exec "$TRAFFIC" stall 20 65536 8192
+  }
+  run stall_inside
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  (($(counter fused_bytes) > 0))
+  (($(counter tcp_memory) > 0))
+}

@@ -1,0 +1,422 @@
+#!/usr/bin/env bats
+# load.sh, unload.sh and the trace scripts, in every order, killed at any line,
+# and on hosts that lack something.
+
+load helpers
+
+teardown() {
+  [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
+  unload --quiet
+  rm -f "$BPFFS"/foreign* "$BPFFS"/bpf_sockops "$BPFFS"/bpf_redir "$BPFFS"/sock_ops_map
+  local id
+  for id in $(foreign_attached); do
+    "$BPFTOOL" cgroup detach "$CGROUP" sock_ops id "$id"
+  done
+  assert_nothing_left
+}
+
+foreign_attached() {
+  "$BPFTOOL" -j cgroup show "$CGROUP" | jq -r '.[]? | select(.attach_type | test("sock_ops")) | .id' |
+    while read -r id; do
+      "$BPFTOOL" -j prog show id "$id" | jq -r 'select((.map_ids // []) == []) | .id'
+    done
+}
+
+load_foreign() { "$BPFTOOL" prog load "$here/tests/foreign.bpf.o" "$1" type sockops; }
+
+# In a mount namespace where something of this host is hidden.
+hidden() {
+  local hide=$1
+  shift
+  unshare --mount bash -c "$hide"' && shift && "$@"' - "$hide" "$@"
+}
+
+# refused CODE PATTERN COMMAND...: one line on stderr, nothing changed
+refused() {
+  local code=$1 pattern=$2 before after
+  shift 2
+  before=$(find "$BPFFS"; ours_attached)
+  run "$@" 3>&-
+  echo "status $status: $output"
+  [ "$status" -eq "$code" ]
+  [ "${#lines[@]}" -eq 1 ]
+  [[ $output =~ $pattern ]]
+  after=$(find "$BPFFS"; ours_attached)
+  [ "$before" = "$after" ]
+}
+
+@test "load, load, unload, unload" {
+  run load
+  [ "$status" -eq 0 ]
+  assert_on
+  run load
+  [ "$status" -eq 0 ]
+  assert_on
+  run unload
+  [ "$status" -eq 0 ]
+  assert_nothing_left
+  run unload
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "$output" = "sockfuse is off: nothing is loaded." ]
+  assert_nothing_left
+}
+
+@test "load.sh prints each command that changes the system and ends with two lines; --quiet prints nothing" {
+  run "$here/load.sh" 3>&-
+  echo "$output"
+  [[ $output == *"+ $BPFTOOL prog attach "* ]]
+  [[ $output == *"+ $BPFTOOL cgroup attach $CGROUP sock_ops "* ]]
+  [[ ${lines[-2]} == "sockfuse is on: "* ]]
+  [[ ${lines[-1]} == "Look at it: "* ]]
+  run load
+  [ "$output" = "" ]
+}
+
+@test "ten loads at once end with one loaded" {
+  local i pids=()
+  for i in {1..10}; do
+    load &
+    pids+=($!)
+  done
+  wait "${pids[@]}"
+  assert_on
+}
+
+@test "load.sh killed at 25 random moments: a load or an unload puts everything in order" {
+  local i
+  for i in {1..25}; do
+    "$here/load.sh" >/dev/null 2>&1 3>&- &
+    sleep "0.$(printf %03d $((RANDOM % 900)))"
+    kill -9 $! 2>/dev/null || true
+    wait $! 2>/dev/null || true
+    if ((i % 2)); then
+      load
+      assert_on
+    else
+      unload --quiet
+      assert_nothing_left
+    fi
+  done
+}
+
+@test "unload.sh killed at 25 random moments: a load or an unload puts everything in order" {
+  local i
+  for i in {1..25}; do
+    load
+    "$here/unload.sh" >/dev/null 2>&1 3>&- &
+    sleep "0.$(printf %03d $((RANDOM % 600)))"
+    kill -9 $! 2>/dev/null || true
+    wait $! 2>/dev/null || true
+    if ((i % 2)); then
+      load
+      assert_on
+    else
+      unload --quiet
+      assert_nothing_left
+    fi
+  done
+}
+
+@test "load.sh ended by a signal at any time leaves nothing" {
+  local i
+  for i in {1..8}; do
+    "$here/load.sh" >/dev/null 2>&1 3>&- &
+    sleep "0.$(printf %03d $((i * 90)))"
+    kill -TERM $! 2>/dev/null || true
+    if wait $! 2>/dev/null; then
+      unload --quiet # it had done its work
+    fi
+    assert_nothing_left
+  done
+}
+
+@test "a foreign sockops program, attached before and after, is never touched" {
+  load_foreign "$BPFFS/foreign1"
+  load_foreign "$BPFFS/foreign2"
+  "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$BPFFS/foreign1" multi
+  load
+  "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$BPFFS/foreign2" multi
+  load
+  [ "$(foreign_attached | wc -l)" -eq 2 ]
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  (($(counter fused_bytes) == 2000))
+  unload --quiet
+  [ "$(foreign_attached | wc -l)" -eq 2 ]
+  [ -e "$BPFFS/foreign1" ] && [ -e "$BPFFS/foreign2" ]
+}
+
+@test "a foreign program attached without multi is in the way: said so, nothing changed" {
+  load_foreign "$BPFFS/foreign1"
+  "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$BPFFS/foreign1"
+  run "$here/load.sh" --quiet 3>&-
+  echo "$status: $output"
+  [ "$status" -eq 5 ]
+  [ "${#lines[@]}" -eq 1 ]
+  [[ $output == *"without multi"* ]]
+  [ "$(foreign_attached | wc -l)" -eq 1 ]
+  [ ! -e "$BPFFS/sockfuse" ]
+}
+
+@test "a name that another program has pinned stays theirs" {
+  load_foreign "$BPFFS/bpf_sockops"
+  refused 5 'bpf_sockops is pinned by another program; .*rm ' "$here/load.sh" --quiet
+  run unload
+  [ "$status" -eq 0 ]
+  [ -e "$BPFFS/bpf_sockops" ]
+  rm "$BPFFS/bpf_sockops"
+  "$BPFTOOL" map create "$BPFFS/sock_ops_map" type hash key 4 value 4 entries 1 name other
+  refused 5 'sock_ops_map is pinned by another program' "$here/load.sh" --quiet
+}
+
+@test "missing pins, pins without attachment: a load or an unload mends each" {
+  local pin
+  for pin in bpf_sockops bpf_redir sock_ops_map sockfuse/fuse_settings sockfuse/fuse_counters; do
+    load
+    rm "$BPFFS/$pin"
+    load
+    assert_on
+    rm "$BPFFS/$pin"
+    unload --quiet
+    assert_nothing_left
+  done
+  load
+  "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/bpf_sockops"
+  load
+  assert_on
+  "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/bpf_sockops"
+  unload --quiet
+  assert_nothing_left
+}
+
+@test "--cgroup limits it to that cgroup; unload finds it there; another cgroup takes over" {
+  mkdir "$CGROUP/one" "$CGROUP/two"
+  load --cgroup "$CGROUP/one"
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  [ "$(counter ends_tracked)" -eq 0 ]
+  (echo "$BASHPID" >"$CGROUP/one/cgroup.procs" && exec "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000)
+  [ "$(counter ends_tracked)" -eq 2 ]
+  load --cgroup "$CGROUP/two"
+  [ "$("$BPFTOOL" -j cgroup show "$CGROUP/one" | jq -s 'flatten | length')" -eq 0 ]
+  [ "$("$BPFTOOL" -j cgroup show "$CGROUP/two" | jq -s 'flatten | length')" -eq 1 ]
+  unload --quiet
+  assert_nothing_left
+  rmdir "$CGROUP/one" "$CGROUP/two"
+}
+
+@test "a hybrid host: cgroup2 beside version 1 is found" {
+  # shellcheck disable=SC2016
+  run hidden 'umount /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup &&
+    mkdir /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified' "$here/load.sh"
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *"cgroup attach /sys/fs/cgroup/unified sock_ops"* ]]
+}
+
+@test "unload and load 20 times under a running transfer: no byte is lost" {
+  local i before
+  load
+  "$TRAFFIC" mix 3000000000 11 >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+  BACKGROUND=$!
+  for i in {1..20}; do
+    unload --quiet
+    load
+  done
+  wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
+  BACKGROUND=
+  assert_on
+}
+
+@test "loading again under traffic: no message and no connection fails" {
+  local i runs=0
+  load
+  (
+    while [[ ! -e $BATS_TEST_TMPDIR/stop ]]; do
+      "$TRAFFIC" burst 2000 8 || exit 1
+    done
+  ) >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+  BACKGROUND=$!
+  "$TRAFFIC" mix 1000000000 3 >"$BATS_TEST_TMPDIR/mix" 2>&1 3>&- &
+  local mix=$!
+  for i in {1..8}; do
+    load
+  done
+  touch "$BATS_TEST_TMPDIR/stop"
+  wait "$mix" || { cat "$BATS_TEST_TMPDIR/mix" && return 1; }
+  wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
+  BACKGROUND=
+  (($(grep -c connections= "$BATS_TEST_TMPDIR/out") > 1))
+  assert_on
+}
+
+@test "connections of an earlier load are switched off by unload, and counted as live" {
+  load
+  mkfifo "$BATS_TEST_TMPDIR/in"
+  "$TRAFFIC" unread <"$BATS_TEST_TMPDIR/in" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+  BACKGROUND=$!
+  exec 7>"$BATS_TEST_TMPDIR/in"
+  wait_for 10 grep -q ready "$BATS_TEST_TMPDIR/out"
+  load
+  run unload
+  echo "$output"
+  [[ ${lines[-1]} == "sockfuse is off: 1 live connections "* ]]
+  assert_nothing_left
+  echo go >&7
+  exec 7>&-
+  wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
+  BACKGROUND=
+  grep -q read=61000 "$BATS_TEST_TMPDIR/out"
+}
+
+@test "an unload with unread fused bytes loses none of them" {
+  load
+  mkfifo "$BATS_TEST_TMPDIR/in"
+  "$TRAFFIC" unread <"$BATS_TEST_TMPDIR/in" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+  BACKGROUND=$!
+  exec 7>"$BATS_TEST_TMPDIR/in"
+  wait_for 10 grep -q ready "$BATS_TEST_TMPDIR/out"
+  [ "$(counter fused_bytes)" -eq 50000 ]
+  unload --quiet
+  echo go >&7
+  exec 7>&-
+  wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
+  BACKGROUND=
+  grep -q read=61000 "$BATS_TEST_TMPDIR/out"
+}
+
+@test "wrong options: one line, exit 2" {
+  local script
+  for script in load unload trace_bpf_output trace_lo_traffic; do
+    refused 2 'unknown option: --nonsense; see: .*--help' "$here/$script.sh" --nonsense
+  done
+  refused 2 'needs a value' "$here/load.sh" --cgroup
+  refused 2 'not a number' "$here/load.sh" --max-connections 0
+  refused 2 'not a number' "$here/load.sh" --max-connections 12x
+  refused 2 'not a cgroup2 directory: /tmp' "$here/load.sh" --cgroup /tmp
+}
+
+@test "--help lists every option and the exit codes" {
+  local script
+  for script in load unload trace_bpf_output trace_lo_traffic deps; do
+    run "$here/$script.sh" --help
+    [ "$status" -eq 0 ]
+    [[ $output == *"Usage: $script.sh"* ]]
+    [[ $output == *Example:* ]]
+    [[ $output == *"Exit codes:"* ]]
+  done
+}
+
+@test "without root: one line that says so, exit 3" {
+  local script
+  for script in load unload trace_bpf_output trace_lo_traffic; do
+    refused 3 "root is needed; try: sudo .*/$script.sh" \
+      setpriv --reuid 65534 --regid 65534 --clear-groups bash "$here/$script.sh"
+  done
+}
+
+@test "without BTF, bpffs, cgroup2 or bpftool: one line that names what lacks, exit 4" {
+  refused 4 'has no BTF' hidden 'mount -t tmpfs tmpfs /sys/kernel/btf' "$here/load.sh" --quiet
+  refused 4 'has no bpffs' hidden 'mount --bind /dev/null /proc/filesystems' "$here/load.sh" --quiet
+  refused 4 'no cgroup2 is mounted; try: .*mount -t cgroup2' hidden 'umount /sys/fs/cgroup' "$here/load.sh" --quiet
+  refused 4 '/nonexistent is missing; install it: make deps' env BPFTOOL=/nonexistent "$here/load.sh" --quiet
+  printf '#!/bin/sh\necho bpftool v5.4.0\n' >"$BATS_TEST_TMPDIR/bpftool"
+  chmod +x "$BATS_TEST_TMPDIR/bpftool"
+  refused 4 'too old .*5\.4\.0' env BPFTOOL="$BATS_TEST_TMPDIR/bpftool" "$here/load.sh" --quiet
+}
+
+@test "bpffs that cannot be mounted: one line, exit 4, nothing mounted" {
+  printf '#!/bin/sh\nexit 32\n' >"$BATS_TEST_TMPDIR/mount"
+  chmod +x "$BATS_TEST_TMPDIR/mount"
+  umount "$BPFFS" 2>/dev/null || true
+  run env PATH="$BATS_TEST_TMPDIR:$PATH" "$here/load.sh" --quiet 3>&-
+  echo "$output"
+  [ "$status" -eq 4 ]
+  [[ $output == *"cannot mount bpffs at $BPFFS; try: mount -t bpf bpf $BPFFS" ]]
+}
+
+@test "a program that the verifier refuses: its reason in one line, everything put back" {
+  local copy=$BATS_TEST_TMPDIR/copy
+  mkdir "$copy"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$copy"
+  sed -i 's/u32 size = msg->size, backlog;/u32 size = *(volatile u32 *)((char *)msg + 4096), backlog;/' "$copy/bpf/bpf_redirect.bpf.c"
+  rm "$copy"/bpf/*.o
+  make -s -C "$copy"
+  refused 1 'the kernel refused bpf_redirect.bpf.o: .*invalid bpf_context access' "$copy/load.sh" --quiet
+  load
+  refused 1 'the kernel refused bpf_redirect.bpf.o' "$copy/load.sh" --quiet
+  assert_on
+}
+
+@test "a program that does not compile: exit 1, nothing changed; one that is older than its source is built" {
+  local copy=$BATS_TEST_TMPDIR/copy
+  mkdir "$copy"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$copy"
+  rm "$copy"/bpf/*.o
+  run "$copy/load.sh" --quiet 3>&-
+  [ "$status" -eq 0 ]
+  assert_on
+  echo "#error broken" >>"$copy/bpf/bpf_redirect.bpf.c"
+  run "$copy/load.sh" --quiet 3>&-
+  echo "$output"
+  [ "$status" -eq 1 ]
+  [[ ${lines[-1]} == *"do not build"*"make deps" ]]
+  assert_on
+}
+
+trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings" | jq '.[0].formatted.value.trace') == "$1" ]]; }
+
+@test "trace_bpf_output.sh turns tracing off however it ends: INT, TERM, a closed pipe" {
+  local signal
+  refused 1 'not loaded; try: ./load.sh' "$here/trace_bpf_output.sh"
+  load
+  for signal in INT TERM; do
+    # a shell starts background jobs with SIGINT ignored, which no trap undoes
+    env --default-signal=INT "$here/trace_bpf_output.sh" >/dev/null 2>&1 3>&- &
+    BACKGROUND=$!
+    wait_for 10 trace_setting 1
+    refused 6 'another trace_bpf_output.sh is running' "$here/trace_bpf_output.sh"
+    kill -"$signal" "$BACKGROUND"
+    wait "$BACKGROUND" || true
+    wait_for 5 trace_setting 0
+  done
+  ("$here/trace_bpf_output.sh" 3>&- | head -n 1 >/dev/null) 2>/dev/null &
+  BACKGROUND=$!
+  wait_for 10 trace_setting 1
+  sleep 0.5
+  "$TRAFFIC" burst 8 1
+  "$TRAFFIC" burst 8 1
+  wait_for 10 trace_setting 0
+  wait "$BACKGROUND" || true
+  BACKGROUND=
+}
+
+@test "trace_lo_traffic.sh says what to expect, and captures the port or filter it is given" {
+  for arguments in "" "7000" "tcp port 7000"; do
+    # shellcheck disable=SC2086
+    timeout -s INT 1.5 "$here/trace_lo_traffic.sh" $arguments >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- || true
+    cat "$BATS_TEST_TMPDIR/out"
+    grep -q "Capturing on lo: .*$([[ $arguments ]] && echo 7000 || echo 'port 5001')" "$BATS_TEST_TMPDIR/out"
+    grep -q handshake "$BATS_TEST_TMPDIR/out"
+    grep -q 'listening on lo' "$BATS_TEST_TMPDIR/out"
+  done
+}
+
+@test "deps.sh prints the package manager's command before it runs it" {
+  local bin=$BATS_TEST_TMPDIR/bin tool
+  mkdir "$bin"
+  for tool in env bash dirname readlink cut sort; do
+    ln -s "$(command -v "$tool")" "$bin/$tool"
+  done
+  for tool in apt-get dnf zypper pacman; do
+    printf '#!/bin/bash\necho "ran %s $*"\n' "$tool" >"$bin/$tool"
+    chmod +x "$bin/$tool"
+    run env -i PATH="$bin" "$here/deps.sh" load check lint 3>&-
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [[ ${lines[0]} == "+ "*"$tool"*" bats"* || ${lines[0]} == "+ "*"$tool"*bash-bats* ]]
+    [[ ${lines[1]} == "ran $tool"* ]]
+    rm "$bin/$tool"
+  done
+  run env -i PATH="$bin" "$here/deps.sh" load 3>&-
+  [ "$status" -eq 4 ]
+}
