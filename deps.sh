@@ -34,6 +34,8 @@ check  cc                          gcc           gcc            gcc             
 check  bats                        bats          bats           bats            bash-bats
 check  ip                          iproute2      iproute        iproute2        iproute2
 check  iperf3                      iperf3        iperf3         iperf           iperf3
+check  curl                        curl          curl           curl            curl
+check  openssl                     openssl       openssl        openssl         openssl
 check  sysctl                      procps        procps-ng      procps          procps-ng
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt

@@ -92,7 +92,7 @@ build() {
 
 mount_bpffs() {
   is_bpffs && return
-  run mount -t bpf bpf "$BPFFS" 2>/dev/null ||
+  run mount -t bpf -o mode=0700 bpf "$BPFFS" 2>/dev/null ||
     die "$EX_HOST" "cannot mount bpffs at $BPFFS" "try: mount -t bpf bpf $BPFFS"
   MOUNTED=1
 }
@@ -101,6 +101,9 @@ mount_bpffs() {
 refuse_foreign_pins() {
   local ours path
   ours=$(our_programs)
+  # Where every user may create a directory, whoever owns it owns our pins.
+  [[ ! -e $PIN_DIR || -O $PIN_DIR ]] ||
+    die "$EX_FOREIGN" "$PIN_DIR belongs to another user" "rm -r $PIN_DIR"
   for path in "$PIN_SOCKOPS" "$PIN_REDIR"; do
     [[ -e $path ]] || continue
     jq -se --arg id "$(pinned_id "$path")" 'any(.[]; "\(.id)" == $id)' <<<"$ours" >/dev/null ||

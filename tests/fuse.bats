@@ -161,3 +161,40 @@ iperf3_run() {
   [ "$(counter ends_map_full)" -eq 1900 ]
   [ "$(counter fused_messages)" -eq 100 ]
 }
+
+@test "MPTCP subflows and sockets in repair mode stay out of the map" {
+  load
+  run "$TRAFFIC" mptcp
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_left_out)" -ge 2 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+  local before
+  before=$(counter ends_left_out)
+  run "$TRAFFIC" repair
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_left_out)" -eq $((before + 1)) ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+}
+
+@test "half close: sending after shutdown fails with EPIPE, the other way stays fused" {
+  load
+  run "$TRAFFIC" shutdown
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(counter fused_messages)" -eq 2 ]
+  [ "$(counter tcp_socket_state)" -eq 1 ]
+}
+
+@test "a TLS download, openssl s_server to curl, arrives as it was sent" {
+  local dir=$BATS_TEST_TMPDIR
+  load
+  openssl req -x509 -newkey rsa:2048 -nodes -keyout "$dir/key" -out "$dir/cert" -subj /CN=localhost -days 2 2>/dev/null
+  head -c 20000000 /dev/urandom >"$dir/file"
+  (cd "$dir" && exec openssl s_server -accept 7443 -key key -cert cert -WWW -quiet >/dev/null 2>&1 3>&-) &
+  SERVER=$!
+  wait_for 10 bash -c "ss -Hltn 'sport = :7443' | grep -q ."
+  curl -sk https://127.0.0.1:7443/file -o "$dir/got"
+  cmp "$dir/file" "$dir/got"
+  (($(counter fused_bytes) > 0))
+}

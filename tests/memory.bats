@@ -71,8 +71,9 @@ stalled_reader() {
 
 @test "1,000 stalled connections at once: no send fails" {
   load
-  stall 1000 1000
+  stall 1000 65536
   (($(counter fused_bytes) > 0))
+  (($(counter tcp_memory) > 0))
 }
 
 @test "1,000 stalled connections at once with tcp_mem at 20,000 pages: no send fails" {

@@ -773,6 +773,70 @@ static int run_unread(void)
 	return 0;
 }
 
+/*
+ * mptcp: a connection of MPTCP sockets; its subflows have an upper-layer
+ * protocol.
+ */
+static int run_mptcp(void)
+{
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", 0, &address);
+	int listener = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+	int client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP), server;
+	unsigned char buffer[1000];
+
+	if (listener < 0 || client < 0 || bind(listener, (void *)&address, length) ||
+	    listen(listener, 1) || getsockname(listener, (void *)&address, &length) ||
+	    connect(client, (void *)&address, length))
+		fail("mptcp");
+	server = accept(listener, NULL, NULL);
+	for (int turn = 0; turn < 10; turn++) {
+		send_all(client, bytes_at(1, turn), sizeof(buffer));
+		recv_all(server, buffer, sizeof(buffer));
+		check_bytes(buffer, 1, turn, sizeof(buffer));
+	}
+	printf("echoed=10000\n");
+	return 0;
+}
+
+/* repair: a socket in repair mode is established by connect() alone. */
+static int run_repair(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", 9, &address);
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)) ||
+	    connect(fd, (void *)&address, length))
+		fail("repair");
+	printf("repaired=1\n");
+	return 0;
+}
+
+/* shutdown: what is sent after shutdown(SHUT_WR) fails as it does with TCP. */
+static int run_shutdown(void)
+{
+	unsigned char buffer[1000];
+	int pair[2];
+
+	make_pair(pair);
+	send_all(pair[0], bytes_at(1, 0), 1000);
+	if (shutdown(pair[0], SHUT_WR))
+		fail("shutdown");
+	if (send(pair[0], "x", 1, MSG_NOSIGNAL) != -1 || errno != EPIPE)
+		fail("send after shutdown(SHUT_WR) did not fail with EPIPE");
+	recv_all(pair[1], buffer, 1000);
+	check_bytes(buffer, 1, 0, 1000);
+	if (recv(pair[1], buffer, 1, 0))
+		fail("no end of the stream");
+	/* The other way is still open. */
+	send_all(pair[1], bytes_at(2, 0), 1000);
+	recv_all(pair[0], buffer, 1000);
+	check_bytes(buffer, 2, 0, 1000);
+	printf("half_closed=1\n");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit files;
@@ -798,7 +862,13 @@ int main(int argc, char **argv)
 		return run_hold(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "unread"))
 		return run_unread();
-	fprintf(stderr,
-		"usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread ...\n");
+	if (argc == 2 && !strcmp(argv[1], "mptcp"))
+		return run_mptcp();
+	if (argc == 2 && !strcmp(argv[1], "repair"))
+		return run_repair();
+	if (argc == 2 && !strcmp(argv[1], "shutdown"))
+		return run_shutdown();
+	fprintf(stderr, "usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread|"
+			"mptcp|repair|shutdown ...\n");
 	return 2;
 }
