@@ -98,6 +98,7 @@ struct sock {
 	u8 sk_userlocks;
 	int sk_rcvbuf;
 	struct socket_wq *sk_wq;
+	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
 	socket_lock_t sk_lock;
 	int sk_forward_alloc; /* bytes charged and not yet used */
@@ -128,9 +129,13 @@ struct tcp_sock {
 	u8 repair : 1;
 };
 
-/* linux/skmsg.h: what struct sk_msg_md stands for */
+/* linux/skmsg.h: struct sk_msg is what struct sk_msg_md stands for */
 struct sk_msg {
 	struct sock *sk_redir;
+};
+
+struct sk_psock {
+	struct list_head ingress_msg;
 };
 
 #pragma clang attribute pop

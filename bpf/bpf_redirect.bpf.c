@@ -38,8 +38,13 @@
 #define MAX_WAITERS 8
 #define LOCK_SPINS 500 /* some 5 us */
 
-/* Writes of this size and more stream better fused however many wait. */
+/*
+ * Writes of BULK_BYTES and more stream better fused.  For smaller ones, a
+ * backlog of STREAM_BYTES says that this is a stream and not an answer.
+ */
 #define BULK_BYTES 49152
+#define STREAM_BYTES 32768
+#define MAX_WAITING 32 /* messages */
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -105,17 +110,39 @@ static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *
 	return (u64)backlog + size > limit / 2;
 }
 
+/* Messages in the peer's ingress queue, MAX_WAITING if there are more. */
+static __always_inline u32 messages_waiting(struct tcp_sock *peer)
+{
+	u64 user_data = (u64)BPF_CORE_READ(sk_of(peer), sk_user_data);
+	/* The low bits are flags: SK_USER_DATA_PTRMASK. */
+	struct sk_psock *psock = (void *)(user_data & ~7ULL);
+	struct list_head *head = &psock->ingress_msg, *pos;
+	u32 waiting = 0;
+
+	pos = BPF_CORE_READ(head, next);
+	while (waiting < MAX_WAITING && pos != head) {
+		pos = BPF_CORE_READ(pos, next);
+		waiting++;
+	}
+	return waiting;
+}
+
 /*
  * A waiting message costs about 1 KB of slab that no socket is charged for,
- * whatever its size; so no more than some messages like this one may wait.
- * That is also what keeps small one-way streams on TCP, which merges them.
- * Request/response never has more than one waiting.
+ * whatever its size, so their number is bounded too.  They are counted only
+ * when there are more bytes than so many messages of this size would have;
+ * each that gets by lets the backlog grow by a 32nd, so some hundred wait at
+ * the very most.  Request/response never notices.
+ *
+ * Streams of writes below BULK_BYTES are faster by TCP, which merges them.
  */
-static __always_inline bool too_many_wait(u32 backlog, u32 size)
+static __always_inline bool too_many_wait(struct tcp_sock *peer, u32 backlog, u32 size)
 {
 	if (size >= BULK_BYTES)
 		return false;
-	return backlog > (size < 1024 ? 32 : 2) * size;
+	if (backlog > STREAM_BYTES)
+		return true;
+	return backlog > MAX_WAITING * size && messages_waiting(peer) == MAX_WAITING;
 }
 
 /* pages more fit below every limit from this counter up to the root */
@@ -234,7 +261,7 @@ static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *pe
 		COUNT(tcp_backlog_bytes);
 		return true;
 	}
-	if (too_many_wait(backlog, size)) {
+	if (too_many_wait(peer, backlog, size)) {
 		COUNT(tcp_backlog_number);
 		return true;
 	}
