@@ -13,8 +13,9 @@ msg = @printf '  %-8s %s\n' "$(1)" "$(2)"
 MAKEFLAGS += --no-print-directory
 endif
 
-# <asm/types.h> lies in a directory of the architecture on Debian.
-ARCH_INCLUDE := $(addprefix -idirafter ,$(wildcard /usr/include/$(shell uname -m)-linux-gnu))
+# <asm/types.h> lies in a directory of the architecture on Debian; elsewhere
+# there is no such directory, and clang passes over it.
+ARCH_INCLUDE := -idirafter /usr/include/$(shell uname -m)-linux-gnu
 BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
