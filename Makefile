@@ -61,7 +61,9 @@ bench/ratio: bench/ratio.c
 deps:
 	$(Q)./deps.sh load
 
-load: deps objects
+load:
+	$(Q)./deps.sh load
+	$(Q)$(MAKE) objects
 	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
 
 check:
