@@ -141,19 +141,18 @@ detach_all_but() {
 # only after a load that was killed.  Nothing outside this bpffs and the
 # visible cgroups is looked at: another sockfuse may run in a container.
 our_settings() {
-  local path id
+  local path ids
+  ids=$({
+    for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$STAGING/bpf_sockops" "$STAGING/bpf_redir"; do
+      pinned_id "$path"
+    done
+    our_attachments | cut -d ' ' -f 1
+  } | jq -sc .)
   {
     for path in "$PIN_DIR/$SETTINGS" "$STAGING/maps/$SETTINGS"; do
       "$BPFTOOL" -j map show pinned "$path" 2>/dev/null | jq -r '.id // empty'
     done
-    {
-      for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$STAGING/bpf_sockops" "$STAGING/bpf_redir"; do
-        pinned_id "$path"
-      done
-      our_attachments | cut -d ' ' -f 1
-    } | while read -r id; do
-      our_programs | jq -r --argjson id "$id" 'select(.id == $id) | .settings'
-    done
+    our_programs | jq -r --argjson ids "$ids" 'select(.id | IN($ids[])) | .settings'
   } | sort -un
 }
 
