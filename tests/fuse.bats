@@ -103,7 +103,7 @@ iperf3_run() {
   run "$TRAFFIC" tuples
   echo "$output"
   [ "$status" -eq 0 ]
-  (($(counter fused_messages) >= 24))
+  (($(counter fused_messages) >= 36))
 }
 
 @test "5 GB of random writes, pauses and partial reads, both ways at once, arrive as they were sent" {

@@ -566,54 +566,60 @@ static void new_namespace(void)
 	close(fd);
 }
 
+/* early: the end closes before the second namespace's connection is made. */
+static void talk_over_tuples(int closed, bool early)
+{
+	int ends[4]; /* client, server of the first namespace; of the second */
+	char byte;
+
+	for (int ns = 0; ns < 2; ns++) {
+		int port = 7000, listener;
+
+		new_namespace();
+		listener = listen_on("127.0.0.1", &port);
+		ends[ns * 2] = connect_from(7001, "127.0.0.1", port);
+		ends[ns * 2 + 1] = accept(listener, NULL, NULL);
+		close(listener);
+		if (early && !ns)
+			close(ends[closed]);
+	}
+	if (!early)
+		close(ends[closed]);
+	for (int from = 0; from < 4; from++) {
+		char letter = 'a' + from;
+
+		if (from == closed)
+			continue;
+		for (int k = 0; k < 3; k++)
+			if (send(ends[from], &letter, 1, MSG_NOSIGNAL) < 0 &&
+			    from != (closed ^ 1))
+				fail("send of end %d with end %d closed", from, closed);
+	}
+	usleep(20000);
+	for (int to = 0; to < 4; to++) {
+		int letters = 0;
+
+		if (to == closed)
+			continue;
+		while (recv(ends[to], &byte, 1, MSG_DONTWAIT) == 1) {
+			if (byte != 'a' + (to ^ 1))
+				fail("end %d read a byte of end %d", to, byte - 'a');
+			letters++;
+		}
+		if (to != (closed ^ 1) && letters != 3)
+			fail("end %d read %d of 3 bytes", to, letters);
+	}
+	for (int i = 0; i < 4; i++)
+		if (i != closed)
+			close(ends[i]);
+}
+
 static int run_tuples(void)
 {
-	for (int closed = 0; closed < 4; closed++) {
-		int ends[4]; /* client, server of the first; of the second */
-		char byte;
-
-		for (int ns = 0; ns < 2; ns++) {
-			int port = 7000, listener;
-
-			new_namespace();
-			listener = listen_on("127.0.0.1", &port);
-			ends[ns * 2] = connect_from(7001, "127.0.0.1", port);
-			ends[ns * 2 + 1] = accept(listener, NULL, NULL);
-			close(listener);
-		}
-		close(ends[closed]);
-		for (int from = 0; from < 4; from++) {
-			char letter = 'a' + from;
-
-			if (from == closed)
-				continue;
-			for (int k = 0; k < 3; k++) {
-				ssize_t s = send(ends[from], &letter, 1, MSG_NOSIGNAL);
-
-				if (s < 0 && from != (closed ^ 1))
-					fail("send of end %d with end %d closed", from,
-					     closed);
-			}
-		}
-		usleep(20000);
-		for (int to = 0; to < 4; to++) {
-			int letters = 0;
-
-			if (to == closed)
-				continue;
-			while (recv(ends[to], &byte, 1, MSG_DONTWAIT) == 1) {
-				if (byte != 'a' + (to ^ 1))
-					fail("end %d read a byte of end %d", to,
-					     byte - 'a');
-				letters++;
-			}
-			if (to != (closed ^ 1) && letters != 3)
-				fail("end %d read %d of 3 bytes", to, letters);
-		}
-		for (int i = 0; i < 4; i++)
-			if (i != closed)
-				close(ends[i]);
-	}
+	for (int closed = 0; closed < 4; closed++)
+		talk_over_tuples(closed, false);
+	talk_over_tuples(0, true);
+	talk_over_tuples(1, true);
 	printf("leaked=0\n");
 	return 0;
 }
