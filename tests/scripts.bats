@@ -338,7 +338,7 @@ refused() {
   local copy=$BATS_TEST_TMPDIR/copy
   mkdir "$copy"
   cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$copy"
-  sed -i 's/u32 size = msg->size, backlog;/u32 size = *(volatile u32 *)((char *)msg + 4096), backlog;/' "$copy/bpf/bpf_redirect.bpf.c"
+  sed -i '/^int bpf_redir(/{n;s/$/ (void)*(volatile u32 *)((char *)msg + 4096);/}' "$copy/bpf/bpf_redirect.bpf.c"
   rm "$copy"/bpf/*.o
   make -s -C "$copy"
   refused 1 'the kernel refused bpf_redirect.bpf.o: .*invalid bpf_context access' "$copy/load.sh" --quiet
