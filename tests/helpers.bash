@@ -75,14 +75,21 @@ data_segments() { tcpdump -r "$1" -n 'tcp' 2>/dev/null | grep -cvE 'length 0$' |
 # capture FILE FILTER...: in the background, until stop_capture
 capture() {
   local file=$1
+  CAPTURE_FILE=$file
   shift
-  tcpdump -i lo -n -U -s 96 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
+  set -- "$*" or tcp port 1
+  tcpdump -i lo -n -U --immediate-mode -s 96 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
   CAPTURE=$!
   wait_for 10 grep -q 'listening on' "$file.log"
 }
 
+# Sends a last connection to port 1 after everything else, and stops when that
+# has been captured: a capture that saw nothing must not pass for silence.
 stop_capture() {
-  sleep 0.3 # tcpdump reads what the kernel has captured
+  local file=$CAPTURE_FILE
+  : 2>/dev/null <>/dev/tcp/127.0.0.1/1 || true
+  wait_for 10 bash -c "tcpdump -r '$file' -n 'tcp dst port 1' 2>/dev/null | grep -q ."
   kill -INT "$CAPTURE"
   wait "$CAPTURE" || true
+  CAPTURE=
 }

@@ -83,20 +83,30 @@ refused() {
   assert_on
 }
 
+# kill_script SIGNAL MILLISECONDS NAME: returns what the script returned
+kill_script() {
+  "$here/$3" >/dev/null 2>&1 3>&- &
+  sleep "$(printf '0.%03d' "$2")"
+  kill "-$1" $! 2>/dev/null || true
+  wait $! 2>/dev/null
+}
+
+# A load or an unload, in turn, puts in order whatever there is.
+put_in_order() {
+  if (($1 % 2)); then
+    load
+    assert_on
+  else
+    unload --quiet
+    assert_nothing_left
+  fi
+}
+
 @test "load.sh killed at 25 random moments: a load or an unload puts everything in order" {
   local i
   for i in {1..25}; do
-    "$here/load.sh" >/dev/null 2>&1 3>&- &
-    sleep "0.$(printf %03d $((RANDOM % 900)))"
-    kill -9 $! 2>/dev/null || true
-    wait $! 2>/dev/null || true
-    if ((i % 2)); then
-      load
-      assert_on
-    else
-      unload --quiet
-      assert_nothing_left
-    fi
+    kill_script KILL $((RANDOM % 900)) load.sh || true
+    put_in_order "$i"
   done
 }
 
@@ -104,29 +114,15 @@ refused() {
   local i
   for i in {1..25}; do
     load
-    "$here/unload.sh" >/dev/null 2>&1 3>&- &
-    sleep "0.$(printf %03d $((RANDOM % 600)))"
-    kill -9 $! 2>/dev/null || true
-    wait $! 2>/dev/null || true
-    if ((i % 2)); then
-      load
-      assert_on
-    else
-      unload --quiet
-      assert_nothing_left
-    fi
+    kill_script KILL $((RANDOM % 600)) unload.sh || true
+    put_in_order "$i"
   done
 }
 
 @test "load.sh ended by a signal at any time leaves nothing" {
   local i
   for i in {1..8}; do
-    "$here/load.sh" >/dev/null 2>&1 3>&- &
-    sleep "0.$(printf %03d $((i * 90)))"
-    kill -TERM $! 2>/dev/null || true
-    if wait $! 2>/dev/null; then
-      unload --quiet # it had done its work
-    fi
+    ! kill_script TERM $((i * 90)) load.sh || unload --quiet # it had done its work
     assert_nothing_left
   done
 }
@@ -249,18 +245,16 @@ refused() {
   assert_on
 }
 
-@test "connections of an earlier load are switched off by unload, and counted as live" {
-  load
+# A connection with 50,000 unread bytes; finish_unread has them read, and more.
+start_unread() {
   mkfifo "$BATS_TEST_TMPDIR/in"
   "$TRAFFIC" unread <"$BATS_TEST_TMPDIR/in" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
   BACKGROUND=$!
   exec 7>"$BATS_TEST_TMPDIR/in"
   wait_for 10 grep -q ready "$BATS_TEST_TMPDIR/out"
-  load
-  run unload
-  echo "$output"
-  [[ ${lines[-1]} == "sockfuse is off: 1 live connections "* ]]
-  assert_nothing_left
+}
+
+finish_unread() {
   echo go >&7
   exec 7>&-
   wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
@@ -268,20 +262,27 @@ refused() {
   grep -q read=61000 "$BATS_TEST_TMPDIR/out"
 }
 
+@test "connections of an earlier load are switched off by unload, and counted as live" {
+  load
+  start_unread
+  load
+  run unload
+  echo "$output"
+  [[ ${lines[-1]} == "sockfuse is off: 1 live connections "* ]]
+  assert_nothing_left
+  capture "$BATS_TEST_TMPDIR/pcap" tcp
+  finish_unread
+  stop_capture
+  # 11,000 bytes were sent after the unload, by a program that is still there
+  (($(data_segments "$BATS_TEST_TMPDIR/pcap") > 0))
+}
+
 @test "an unload with unread fused bytes loses none of them" {
   load
-  mkfifo "$BATS_TEST_TMPDIR/in"
-  "$TRAFFIC" unread <"$BATS_TEST_TMPDIR/in" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
-  BACKGROUND=$!
-  exec 7>"$BATS_TEST_TMPDIR/in"
-  wait_for 10 grep -q ready "$BATS_TEST_TMPDIR/out"
+  start_unread
   [ "$(counter fused_bytes)" -eq 50000 ]
   unload --quiet
-  echo go >&7
-  exec 7>&-
-  wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
-  BACKGROUND=
-  grep -q read=61000 "$BATS_TEST_TMPDIR/out"
+  finish_unread
 }
 
 @test "wrong options: one line, exit 2" {
