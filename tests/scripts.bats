@@ -245,7 +245,7 @@ put_in_order() {
   assert_on
 }
 
-# A connection with 50,000 unread bytes; finish_unread has them read, and more.
+# A connection with 20,000 unread bytes; finish_unread has them read, and more.
 start_unread() {
   mkfifo "$BATS_TEST_TMPDIR/in"
   "$TRAFFIC" unread <"$BATS_TEST_TMPDIR/in" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
@@ -259,7 +259,7 @@ finish_unread() {
   exec 7>&-
   wait "$BACKGROUND" || { cat "$BATS_TEST_TMPDIR/out" && return 1; }
   BACKGROUND=
-  grep -q read=61000 "$BATS_TEST_TMPDIR/out"
+  grep -q read=31000 "$BATS_TEST_TMPDIR/out"
 }
 
 @test "connections of an earlier load are switched off by unload, and counted as live" {
@@ -273,14 +273,14 @@ finish_unread() {
   capture "$BATS_TEST_TMPDIR/pcap" tcp
   finish_unread
   stop_capture
-  # 11,000 bytes were sent after the unload, by a program that is still there
-  (($(data_segments "$BATS_TEST_TMPDIR/pcap") > 0))
+  # A message each way after the unload, decided by programs that live on.
+  (($(data_segments "$BATS_TEST_TMPDIR/pcap") >= 2))
 }
 
 @test "an unload with unread fused bytes loses none of them" {
   load
   start_unread
-  [ "$(counter fused_bytes)" -eq 50000 ]
+  [ "$(counter fused_bytes)" -eq 20000 ]
   unload --quiet
   finish_unread
 }
