@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
   exit 3
 }
 [[ ${SOCKFUSE_ISOLATED-} ]] || SOCKFUSE_ISOLATED=1 exec "$here/../tests/isolate.sh" "$0" "$@"
-rounds=${1:-5} seconds=${2:-1}
+rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
 last_cpu=$(($(nproc) - 1))
 cgroup=/sys/fs/cgroup
 mkdir "$cgroup/plain" "$cgroup/fused"
@@ -20,19 +20,41 @@ median() {
   sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
 }
 
+# iperf3_stream BYTES SECONDS: bytes per second that iperf3 received, which writes so many at a time
+iperf3_stream() {
+  iperf3 -s -1 -p 5001 >/dev/null &
+  until ss -Hltn 'sport = :5001' | grep -q .; do sleep 0.05; done
+  iperf3 -J -c 127.0.0.1 -p 5001 -l "$1" -t "${2%.*}" | jq '.end.sum_received.bits_per_second / 8 | floor'
+  wait
+}
+
 # one MODE CASE...: in the cgroup that is fused, or in the one that is not
 one() (
   echo "$BASHPID" >"$cgroup/$1/cgroup.procs"
-  exec "$here/ratio" "${@:2}"
+  if [[ $2 == iperf3 ]]; then
+    iperf3_stream "$3" "$4"
+  else
+    exec "$here/ratio" "${@:2}"
+  fi
 )
 
 printf '%s, %s processors, %s, median of %d rounds of %s s\n\n' \
   "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "Linux $(uname -r)" "$rounds" "$seconds"
 printf '| %-6s | %8s | %-10s | %12s | %12s | %5s |\n' case bytes processors plain fused ratio
 printf '|---|---:|---|---:|---:|---:|\n'
-for case in "rr 64" "rr 1024" "rr 16384" "stream 64" "stream 1024" "stream 16384" "stream 65536" "stream 262144" "stream 1048576"; do
-  for cpus in "0 0" "0 $last_cpu"; do
-    [[ $cpus != "0 0" || $last_cpu != 0 ]] || [[ $cpus == "0 0" ]] || continue
+for case in "rr 64" "rr 1024" "rr 16384" "rr 65536" "rr 262144" \
+  "stream 64" "stream 1024" "stream 16384" "stream 65536" "stream 131072" "stream 262144" "stream 1048576" \
+  "iperf3 65536" "iperf3 131072"; do
+  read -r kind bytes <<<"$case"
+  for processors in one two free; do
+    case $processors in
+      one) cpus="0 0" ;;
+      two) cpus="0 $last_cpu" ;;
+      free) cpus= ;;
+    esac
+    # iperf3 is left to the scheduler, as its users do
+    [[ $kind == iperf3 && $processors == free || $kind != iperf3 && $processors != free ]] || continue
+    [[ $processors != two || $last_cpu != 0 ]] || continue
     plain=() fused=() ratios=()
     for ((round = 0; round < rounds; round++)); do
       # shellcheck disable=SC2086 # words
@@ -42,10 +64,8 @@ for case in "rr 64" "rr 1024" "rr 16384" "stream 64" "stream 1024" "stream 16384
       }
       ratios+=("$(awk -v f="${fused[-1]}" -v p="${plain[-1]}" 'BEGIN { print f / p }')")
     done
-    [[ $case == rr* ]] && unit=1 || unit=1e9
-    read -r kind bytes <<<"$case"
-    printf '| %-6s | %8s | %-10s | %12s | %12s | %5.2f |\n' "$kind" "$bytes" \
-      "$([[ $cpus == "0 0" ]] && echo one || echo two)" \
+    [[ $kind == rr ]] && unit=1 || unit=1e9
+    printf '| %-6s | %8s | %-10s | %12s | %12s | %5.2f |\n' "$kind" "$bytes" "$processors" \
       "$(printf '%s\n' "${plain[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
       "$(printf '%s\n' "${fused[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
       "$(printf '%s\n' "${ratios[@]}" | median)"

@@ -69,6 +69,17 @@ struct {
 	__type(value, struct fallback);
 } fuse_fallback SEC(".maps");
 
+/*
+ * Ends that have sent bulk since their peer last did, by the address of their
+ * tcp_sock.  Steers only; a flow that finds no room is not gathered.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u8);
+} fuse_streams SEC(".maps");
+
 /* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
 extern const void woken_wake_function __ksym __weak;
 
@@ -313,6 +324,34 @@ static __always_inline void await_lock(struct tcp_sock *peer)
 			return;
 }
 
+/* Bulk, and the last that either end sent was bulk from here too. */
+static __always_inline bool streams(struct tcp_sock *own, struct tcp_sock *peer)
+{
+	u64 self = (u64)own, other = (u64)peer;
+	u8 yes = 1;
+
+	if (bpf_map_lookup_elem(&fuse_streams, &self))
+		return true;
+	bpf_map_delete_elem(&fuse_streams, &other);
+	bpf_map_update_elem(&fuse_streams, &self, &yes, BPF_ANY);
+	return false;
+}
+
+/*
+ * Copies a streamed message into one block of pages, to be faster.
+ * sk_page_frag_refill() takes blocks of 32 KB, which the reader's processor
+ * gives back to its own list of free pages.  Of those it hoards tens of MB,
+ * so the writer's copy always goes to memory that no cache holds.  A larger
+ * block (above PAGE_ALLOC_COSTLY_ORDER) returns at once to the allocator,
+ * and the writer gets its own warm 32 KB back.  Answers of the peer would use
+ * up what its processor hoards, so a dialogue is left as it is.  A failure
+ * leaves the message as it was.
+ */
+static __always_inline void gather(struct sk_msg_md *msg)
+{
+	bpf_msg_pull_data(msg, 0, msg->size, 0);
+}
+
 SEC("sk_msg")
 int bpf_redir(struct sk_msg_md *msg)
 {
@@ -350,8 +389,10 @@ int bpf_redir(struct sk_msg_md *msg)
 			return SK_PASS;
 		}
 	}
-	await_lock(peer);
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
+	if (msg->size >= BULK_BYTES && streams(own, peer))
+		gather(msg);
+	await_lock(peer);
 	return SK_PASS;
 }
