@@ -21,12 +21,13 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
-HELPERS := tests/traffic tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
+HELPERS := tests/traffic tests/semantics/catalogue tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh
-C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] bench/*.[ch])
+	deps.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh \
+	tests/semantics/run.sh tests/semantics/table.sh
+C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c bench/*.[ch])
 
-.PHONY: all objects helpers deps load check bench lint clean
+.PHONY: all objects helpers deps load check bench semantics lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -49,11 +50,7 @@ tests/foreign.bpf.o: tests/foreign.bpf.c
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
-tests/traffic: tests/traffic.c
-	$(call msg,CC,$@)
-	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
-
-bench/ratio: bench/ratio.c
+tests/traffic tests/semantics/catalogue bench/ratio: %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
 
@@ -73,6 +70,10 @@ check:
 
 bench: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) bench/run.sh
+
+# Writes docs/semantics.md.
+semantics: objects helpers
+	$(Q)BPFTOOL=$(BPFTOOL) tests/semantics/table.sh
 
 lint:
 	$(Q)./deps.sh lint

@@ -80,7 +80,14 @@ struct proto {
 	long *sysctl_mem;		 /* net.ipv4.tcp_mem, pages */
 };
 
+enum sock_flags {
+	SOCK_URGINLINE, /* SO_OOBINLINE */
+	SOCK_RCVTSTAMP, /* SO_TIMESTAMP, SO_TIMESTAMPNS */
+	SOCK_ZEROCOPY,
+};
+
 struct sock_common {
+	unsigned long skc_flags; /* bits of enum sock_flags */
 	volatile unsigned char skc_state;
 	struct proto *skc_prot;
 	possible_net_t skc_net;
@@ -101,6 +108,9 @@ struct sock {
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
 	socket_lock_t sk_lock;
+	u32 sk_tsflags; /* SO_TIMESTAMPING; u16 before 6.6 */
+	int sk_rcvlowat;
+	int sk_peek_off;      /* negative: SO_PEEK_OFF not set */
 	int sk_forward_alloc; /* bytes charged and not yet used */
 	u8 sk_kern_sock : 1;
 };
@@ -126,6 +136,7 @@ struct tcp_sock {
 	u32 data_segs_out; /* segments with data, sent by TCP */
 	u64 bytes_received;
 	u64 bytes_acked;
+	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
 };
 
@@ -136,6 +147,17 @@ struct sk_msg {
 
 struct sk_psock {
 	struct list_head ingress_msg;
+	struct list_head link; /* of struct sk_psock_link */
+};
+
+struct sk_psock_link {
+	struct list_head list;
+	void *link_raw; /* the map's element */
+};
+
+/* net/core/sock_map.c: an element of a sockhash */
+struct bpf_shtab_elem {
+	u8 key[0];
 };
 
 #pragma clang attribute pop

@@ -107,10 +107,37 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		COUNT(ends_refused);
 }
 
+/*
+ * connect(AF_UNSPEC) leaves a socket in the map, with what it has not read:
+ * connected again, it would read the old connection's bytes as the new one's.
+ * To take the socket out drops them, as tcp_disconnect() does with its own.
+ * Its counters are gone by now, so the key comes from the map's element.
+ */
+static __always_inline void forget(struct bpf_sock_ops *skops)
+{
+	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+	struct sk_psock_link *link;
+	struct bpf_shtab_elem *elem;
+	struct sk_psock *psock;
+	struct pair_key key;
+
+	psock = tp ? psock_of(tp) : NULL;
+	if (!psock)
+		return; /* as good as every connect() */
+	link = (void *)BPF_CORE_READ(psock, link.next) -
+	       bpf_core_field_offset(struct sk_psock_link, list);
+	elem = BPF_CORE_READ(link, link_raw);
+	if (!bpf_probe_read_kernel(&key, sizeof(key), &elem->key))
+		bpf_map_delete_elem(&sock_ops_map, &key);
+}
+
 SEC("sockops")
 int bpf_sockops(struct bpf_sock_ops *skops)
 {
 	switch (skops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		forget(skops);
+		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		if (both_ends_loopback(skops))

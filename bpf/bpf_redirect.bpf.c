@@ -83,6 +83,38 @@ struct {
 /* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
 extern const void woken_wake_function __ksym __weak;
 
+static __always_inline bool has_flag(unsigned long flags, u64 bit)
+{
+	return flags >> bit & 1;
+}
+
+/* The writer waits in its error queue for what only TCP sends there. */
+static __always_inline bool writer_wants_tcp(struct tcp_sock *own)
+{
+	struct sock *sk = sk_of(own);
+	u64 zerocopy = bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY);
+
+	return has_flag(sk->__sk_common.skc_flags, zerocopy) || sk->sk_tsflags;
+}
+
+/*
+ * The reader has asked for what tcp_bpf_recvmsg() does not give: SO_RCVLOWAT,
+ * SO_PEEK_OFF, TCP_INQ, timestamps, urgent bytes in line.
+ */
+static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
+{
+	struct sock *sk = sk_of(peer);
+	unsigned long flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	u64 timestamp = bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP);
+	u64 urgent = bpf_core_enum_value(enum sock_flags, SOCK_URGINLINE);
+
+	return has_flag(flags, timestamp) || has_flag(flags, urgent) ||
+	       BPF_CORE_READ(sk, sk_rcvlowat) > 1 ||
+	       BPF_CORE_READ(sk, sk_peek_off) >= 0 ||
+	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_tsflags) ||
+	       BPF_CORE_READ_BITFIELD_PROBED(peer, recvmsg_inq);
+}
+
 /* Only in these states does plain TCP take bytes from send(). */
 static __always_inline bool can_send(struct tcp_sock *own)
 {
@@ -125,10 +157,7 @@ static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *
 /* Messages in the peer's ingress queue, MAX_WAITING if there are more. */
 static __always_inline u32 messages_waiting(struct tcp_sock *peer)
 {
-	u64 user_data = (u64)BPF_CORE_READ(sk_of(peer), sk_user_data);
-	/* The low bits are flags: SK_USER_DATA_PTRMASK. */
-	struct sk_psock *psock = (void *)(user_data & ~7ULL);
-	struct list_head *head = &psock->ingress_msg, *pos;
+	struct list_head *head = &psock_of(peer)->ingress_msg, *pos;
 	u32 waiting = 0;
 
 	pos = BPF_CORE_READ(head, next);
@@ -264,6 +293,10 @@ static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *pe
 		COUNT(tcp_socket_state);
 		return true;
 	}
+	if (reader_wants_tcp(peer)) {
+		COUNT(tcp_socket_option);
+		return true;
+	}
 	if (tcp_bytes_unread(own, peer)) {
 		COUNT(tcp_in_flight);
 		return true;
@@ -366,6 +399,10 @@ int bpf_redir(struct sk_msg_md *msg)
 	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
 	if (!own || !can_send(own) || not_plain_tcp(own)) {
 		COUNT(tcp_socket_state);
+		return SK_PASS;
+	}
+	if (writer_wants_tcp(own)) {
+		COUNT(tcp_socket_option);
 		return SK_PASS;
 	}
 

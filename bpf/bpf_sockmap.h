@@ -58,6 +58,7 @@ struct counters {
 	u64 fused_bytes;
 	u64 tcp_switched_off;
 	u64 tcp_socket_state;	/* closing, repair mode, upper-layer protocol */
+	u64 tcp_socket_option;	/* a reader or writer asked for what only TCP has */
 	u64 tcp_peer_unknown;	/* the other end is not in the map */
 	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
@@ -101,6 +102,12 @@ static __always_inline void *array_value(void *map)
 static __always_inline struct sock *sk_of(struct tcp_sock *tp)
 {
 	return &tp->inet_conn.icsk_inet.sk;
+}
+
+/* NULL if the socket was never in a map.  The low bits are SK_USER_DATA_PTRMASK. */
+static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
+{
+	return (void *)((u64)BPF_CORE_READ(sk_of(tp), sk_user_data) & ~7ULL);
 }
 
 /*

@@ -1,0 +1,51 @@
+#!/usr/bin/env bats
+# What an application can see, on plain TCP and fused.
+
+load helpers
+
+setup_file() {
+  "$BATS_TEST_DIRNAME/semantics/run.sh" "$BATS_FILE_TMPDIR" 3>&-
+}
+
+# differing: names of the behaviours whose transcripts are not the same
+differing() {
+  join -t $'\t' <(sort plain.tsv) <(sort fused.tsv) | awk -F '\t' '$2 != $3 { print $1 }'
+}
+
+known() { cut -f 1 "$here/tests/semantics/differences.tsv" | sort; }
+
+# both NAME...: the two transcripts of each
+both() {
+  local name
+  for name; do
+    grep -P "^$name\t" plain.tsv fused.tsv
+  done
+}
+
+setup() { cd "$BATS_FILE_TMPDIR"; }
+
+@test "no behaviour differs from plain TCP but those in differences.tsv" {
+  local more
+  more=$(comm -13 <(known) <(differing))
+  # shellcheck disable=SC2086 # words
+  [ -z "$more" ] || { both $more && false; }
+}
+
+@test "every behaviour in differences.tsv differs still" {
+  local less
+  less=$(comm -23 <(known) <(differing))
+  # shellcheck disable=SC2086 # words
+  [ -z "$less" ] || { both $less && false; }
+}
+
+@test "the catalogue is whole, and what is not about falling back was fused" {
+  [ "$(wc -l <plain.tsv)" -ge 60 ]
+  [ "$(cut -f 1 plain.tsv)" = "$(cut -f 1 fused.tsv)" ]
+  # At the least the four bytes each way that most cases begin with.
+  [ "$(counter fused_messages "$(cat counters.json)")" -gt 400 ]
+}
+
+@test "docs/semantics.md lists every behaviour" {
+  [ "$(cut -f 1 plain.tsv | sort)" = \
+    "$(grep -oP '^\| `\K[a-z_0-9]+' "$here/docs/semantics.md" | sort)" ]
+}
