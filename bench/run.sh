@@ -13,6 +13,10 @@ rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
 last_cpu=$(($(nproc) - 1))
 cgroup=/sys/fs/cgroup
 mkdir "$cgroup/plain" "$cgroup/fused"
+if "${BPFTOOL:-bpftool}" cgroup show "$cgroup/plain" effective | grep -qw cgroup_sock_ops; then
+  echo "run.sh: sockfuse is on in a cgroup above, so nothing here is plain TCP; try: sudo ./unload.sh" >&2
+  exit 6
+fi
 "$here/../load.sh" --quiet --cgroup "$cgroup/fused"
 trap '"$here/../unload.sh" --quiet' EXIT
 

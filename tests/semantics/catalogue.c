@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * catalogue [CASE...]: what an application can see of a TCP connection on
- * loopback, one behaviour after the other; without CASE all of them.  Prints
+ * catalogue ADDRESS [CASE...]: what an application can see of a TCP connection
+ * between two sockets on this IPv4 ADDRESS of the host, one behaviour after the
+ * other; without CASE all of them.  Prints
  * one line each, NAME<TAB>TRANSCRIPT, that holds no times, ports or
  * descriptors, so that two runs on the same kind of connection print the same.
  *
@@ -279,13 +280,15 @@ static int listen_on(struct sockaddr_storage *address, socklen_t *length, int pr
 	return fd;
 }
 
+static struct in_addr host;
+
 static void local(struct sockaddr_storage *address, socklen_t *length)
 {
 	struct sockaddr_in *in = (void *)address;
 
 	memset(address, 0, sizeof(*address));
 	in->sin_family = AF_INET;
-	in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	in->sin_addr = host;
 	*length = sizeof(*in);
 }
 
@@ -2169,12 +2172,16 @@ static void run_case(const struct behaviour *c)
 
 int main(int argc, char **argv)
 {
+	if (argc < 2 || inet_pton(AF_INET, argv[1], &host) != 1) {
+		fprintf(stderr, "usage: catalogue ADDRESS [CASE...]\n");
+		return 2;
+	}
 	for (size_t i = 0; i < sizeof(page); i++)
 		page[i] = 'a' + i % 23;
 	for (size_t i = 0; i < sizeof(catalogue) / sizeof(*catalogue); i++) {
-		int chosen = argc < 2;
+		int chosen = argc < 3;
 
-		for (int j = 1; j < argc; j++)
+		for (int j = 2; j < argc; j++)
 			chosen |= !strcmp(argv[j], catalogue[i].name);
 		if (chosen)
 			run_case(&catalogue[i]);
