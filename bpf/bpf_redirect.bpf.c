@@ -36,7 +36,8 @@
 #define MEMCG_SLACK 256
 #define MEMCG_DEPTH 16
 #define MAX_WAITERS 8
-#define LOCK_SPINS 200 /* some 3 us */
+#define LOCK_WAIT_NS 3000
+#define LOCK_SPINS 300
 #define LAST_BYTES 65536
 
 /*
@@ -104,15 +105,13 @@ static __always_inline bool writer_wants_tcp(struct tcp_sock *own)
 static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
 {
 	struct sock *sk = sk_of(peer);
-	unsigned long flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	unsigned long flags = READ(sk, __sk_common.skc_flags);
 	u64 timestamp = bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP);
 	u64 urgent = bpf_core_enum_value(enum sock_flags, SOCK_URGINLINE);
 
 	return has_flag(flags, timestamp) || has_flag(flags, urgent) ||
-	       BPF_CORE_READ(sk, sk_rcvlowat) > 1 ||
-	       BPF_CORE_READ(sk, sk_peek_off) >= 0 ||
-	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_tsflags) ||
-	       BPF_CORE_READ_BITFIELD_PROBED(peer, recvmsg_inq);
+	       READ(sk, sk_rcvlowat) > 1 || READ(sk, sk_peek_off) >= 0 ||
+	       READ_BITFIELD(sk, sk_tsflags) || READ_BITFIELD(peer, recvmsg_inq);
 }
 
 /* Only in these states does plain TCP take bytes from send(). */
@@ -129,13 +128,13 @@ static __always_inline bool can_send(struct tcp_sock *own)
  */
 static __always_inline bool tcp_bytes_unread(struct tcp_sock *own, struct tcp_sock *peer)
 {
-	return BPF_CORE_READ(peer, copied_seq) != own->write_seq;
+	return READ(peer, copied_seq) != own->write_seq;
 }
 
 /* Bytes.  With every TCP byte read, all of sk_rmem_alloc is fused backlog. */
 static __always_inline u32 backlog_of(struct tcp_sock *peer)
 {
-	return BPF_CORE_READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
+	return READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
 }
 
 /*
@@ -149,8 +148,8 @@ static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *
 	struct net *net = sk_of(own)->__sk_common.skc_net.net;
 	u32 limit = net->ipv4.sysctl_tcp_rmem[2];
 
-	if (BPF_CORE_READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
-		limit = BPF_CORE_READ(sk_of(peer), sk_rcvbuf);
+	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
+		limit = READ(sk_of(peer), sk_rcvbuf);
 	return (u64)backlog + size > limit / 2;
 }
 
@@ -160,9 +159,9 @@ static __always_inline u32 messages_waiting(struct tcp_sock *peer)
 	struct list_head *head = &psock_of(peer)->ingress_msg, *pos;
 	u32 waiting = 0;
 
-	pos = BPF_CORE_READ(head, next);
+	pos = READ(head, next);
 	while (waiting < MAX_WAITING && pos != head) {
-		pos = BPF_CORE_READ(pos, next);
+		pos = READ(pos, next);
 		waiting++;
 	}
 	return waiting;
@@ -192,10 +191,10 @@ static __always_inline bool has_room(struct page_counter *counter, u64 pages)
 	for (int depth = 0; depth < MEMCG_DEPTH; depth++) {
 		if (!counter)
 			return true;
-		if (BPF_CORE_READ(counter, usage.counter) + pages + MEMCG_SLACK >
-		    BPF_CORE_READ(counter, max))
+		if (READ(counter, usage.counter) + pages + MEMCG_SLACK >
+		    READ(counter, max))
 			return false;
-		counter = BPF_CORE_READ(counter, parent);
+		counter = READ(counter, parent);
 	}
 	return false;
 }
@@ -221,10 +220,10 @@ static __always_inline bool charge_may_fail(struct tcp_sock *own, struct tcp_soc
 
 	if (!bpf_core_field_exists(struct sock, sk_memcg))
 		return false;
-	memcg = BPF_CORE_READ(sk_of(peer), sk_memcg);
+	memcg = READ(sk_of(peer), sk_memcg);
 	if (!memcg)
 		return false;
-	if (BPF_CORE_READ(sk_of(peer), sk_forward_alloc) >= (int)size)
+	if (READ(sk_of(peer), sk_forward_alloc) >= (int)size)
 		return false;
 	if (!has_room(&memcg->memory, pages))
 		return true;
@@ -245,10 +244,10 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 
 	if (!&woken_wake_function)
 		return true; /* kernel.kptr_restrict = 2 hides the address */
-	if (BPF_CORE_READ(sk_of(peer), sk_lock.owned))
+	if (READ(sk_of(peer), sk_lock.owned))
 		return true;
-	head = &BPF_CORE_READ(sk_of(peer), sk_wq)->wait.head;
-	pos = BPF_CORE_READ(head, next);
+	head = &READ(sk_of(peer), sk_wq)->wait.head;
+	pos = READ(head, next);
 	for (int i = 0; i < MAX_WAITERS; i++) {
 		struct wait_queue_entry *waiter;
 
@@ -256,9 +255,9 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 			return false;
 		waiter = (void *)pos -
 			 bpf_core_field_offset(struct wait_queue_entry, entry);
-		if ((void *)BPF_CORE_READ(waiter, func) == &woken_wake_function)
+		if ((void *)READ(waiter, func) == &woken_wake_function)
 			return true;
-		pos = BPF_CORE_READ(pos, next);
+		pos = READ(pos, next);
 	}
 	return true;
 }
@@ -289,7 +288,7 @@ static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *pe
 {
 	u32 backlog;
 
-	if (BPF_CORE_READ(peer, inet_conn.icsk_ulp_ops)) {
+	if (READ(peer, inet_conn.icsk_ulp_ops)) {
 		COUNT(tcp_socket_state);
 		return true;
 	}
@@ -329,7 +328,7 @@ static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 
 	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) != SK_PASS)
 		return NULL;
-	return (void *)BPF_CORE_READ((struct sk_msg *)msg, sk_redir);
+	return (void *)READ((struct sk_msg *)msg, sk_redir);
 }
 
 /* Takes a redirect back.  The sender is in the map, or this would not run. */
@@ -351,9 +350,11 @@ static __always_inline void send_by_own_tcp(struct sk_msg_md *msg, struct tcp_so
  */
 static __always_inline void await_lock(struct tcp_sock *peer)
 {
+	u64 end = bpf_ktime_get_ns() + LOCK_WAIT_NS;
+
 	for (int i = 0; i < LOCK_SPINS; i++)
-		if (!BPF_CORE_READ(sk_of(peer), sk_lock.owned) ||
-		    backlog_of(peer) > LAST_BYTES)
+		if (!READ(sk_of(peer), sk_lock.owned) || backlog_of(peer) > LAST_BYTES ||
+		    bpf_ktime_get_ns() > end)
 			return;
 }
 

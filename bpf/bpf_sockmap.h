@@ -78,6 +78,32 @@ struct {
 	__type(value, struct counters);
 } fuse_counters SEC(".maps");
 
+/*
+ * READ(address, field): a field of a kernel structure whose address may be
+ * stale; 0 if it cannot be read.  bpf_rdonly_cast() (6.2) makes it one load,
+ * whose fault the kernel mends; before, bpf_probe_read_kernel() is called.
+ */
+extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
+
+#define CAST(address)                                                                    \
+	((typeof(address))bpf_rdonly_cast(address,                                       \
+					  bpf_core_type_id_kernel(typeof(*(address)))))
+
+#define READ(address, field)                                                             \
+	({                                                                               \
+		typeof((address)->field) value;                                          \
+		if (bpf_rdonly_cast)                                                     \
+			value = CAST(address)->field;                                    \
+		else                                                                     \
+			bpf_core_read(&value, sizeof(value), &(address)->field);         \
+		value;                                                                   \
+	})
+
+/* The same for a bitfield, or a field whose size differs between kernels. */
+#define READ_BITFIELD(address, field)                                                    \
+	(bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(CAST(address), field)                  \
+			 : BPF_CORE_READ_BITFIELD_PROBED(address, field))
+
 static __always_inline void *array_value(void *map)
 {
 	u32 zero = 0;
@@ -107,7 +133,7 @@ static __always_inline struct sock *sk_of(struct tcp_sock *tp)
 /* NULL if the socket was never in a map.  The low bits are SK_USER_DATA_PTRMASK. */
 static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
 {
-	return (void *)((u64)BPF_CORE_READ(sk_of(tp), sk_user_data) & ~7ULL);
+	return (void *)((u64)READ(sk_of(tp), sk_user_data) & ~7ULL);
 }
 
 /*
