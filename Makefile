@@ -21,13 +21,13 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
-HELPERS := tests/traffic tests/semantics/catalogue tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
+HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh \
-	tests/semantics/run.sh tests/semantics/table.sh
-C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c bench/*.[ch])
+	tests/semantics/run.sh tests/semantics/table.sh tests/fuzz/run.sh
+C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
-.PHONY: all objects helpers deps load check bench semantics lint clean
+.PHONY: all objects helpers deps load check bench semantics fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -50,7 +50,7 @@ tests/foreign.bpf.o: tests/foreign.bpf.c
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
-tests/traffic tests/semantics/catalogue bench/ratio: %: %.c
+tests/traffic tests/semantics/catalogue tests/fuzz/fuzz bench/ratio: %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
 
@@ -74,6 +74,10 @@ bench: objects helpers
 # Writes docs/semantics.md.
 semantics: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/semantics/table.sh
+
+# CALLS and SEED may be given.
+fuzz: objects helpers
+	$(Q)BPFTOOL=$(BPFTOOL) tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
 
 lint:
 	$(Q)./deps.sh lint

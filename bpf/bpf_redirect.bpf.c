@@ -13,9 +13,8 @@
  * kernel refuse the charge.
  *
  * Locks.  tcp_bpf_sendmsg() holds the sender's lock while this runs; nobody
- * holds the peer's.  What is read of the peer is read fault-safe
- * (bpf_probe_read_kernel) and may be stale at once, so each rule says why a
- * stale answer costs speed only.
+ * holds the peer's.  What is read of the peer is read fault-safe (READ) and
+ * may be stale at once, so each rule says why a stale answer costs speed only.
  *
  * The peer is known without a lookup of our own: a successful redirect leaves
  * it in sk_msg->sk_redir.  A redirect cannot be taken back, but a second one,

@@ -49,3 +49,15 @@ setup() { cd "$BATS_FILE_TMPDIR"; }
   [ "$(cut -f 1 plain.tsv | sort)" = \
     "$(grep -oP '^\| `\K[a-z_0-9]+' "$here/docs/semantics.md" | sort)" ]
 }
+
+@test "1,000,000 random calls return on fused connections what they return on plain TCP" {
+  # The address that is not loopback stays on plain TCP.
+  ip address add 192.0.2.1/32 dev lo 2>/dev/null || true
+  load
+  run "$here/tests/fuzz/fuzz" 192.0.2.1 127.0.0.1 1000000
+  echo "$output"
+  [ "$status" -eq 0 ]
+  (($(counter fused_messages) > 50000))
+  (($(counter tcp_in_flight) > 5000)) # and both ways over the seam
+  unload --quiet
+}

@@ -698,6 +698,32 @@ static void fionread(int a, int b)
 	say("FIONREAD %d", n);
 }
 
+/* An option of the reader that leaves the direction to TCP. */
+static void fionread_by_tcp(int a, int b)
+{
+	int n = -1;
+
+	set_int(a, SOL_SOCKET, SO_RCVLOWAT, 2);
+	put(b, "hello");
+	settle();
+	ioctl(a, FIONREAD, &n);
+	say("FIONREAD %d", n);
+	get(a, 100, 0);
+}
+
+/* So many bytes wait that the last message goes by TCP. */
+static void recv_at_seam(int a, int b)
+{
+	static char bytes[40000];
+
+	for (int i = 0; i < 3; i++)
+		result("send", send(b, page, 11000, 0));
+	put(b, "tail");
+	settle();
+	result("recv", recv(a, bytes, sizeof(bytes), 0));
+	result("recv", recv(a, bytes, sizeof(bytes), MSG_DONTWAIT));
+}
+
 static void siocoutq(int a, int b)
 {
 	int n = -1;
@@ -2044,6 +2070,8 @@ static const struct behaviour {
 	PAIR(small_receive_buffer),
 	PAIR(small_send_buffer),
 	PAIR(fionread),
+	PAIR(fionread_by_tcp),
+	PAIR(recv_at_seam),
 	PAIR(siocoutq),
 	PAIR(epoll_level),
 	PAIR(epoll_edge),
