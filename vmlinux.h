@@ -157,6 +157,7 @@ struct sk_psock_link {
 
 /* net/core/sock_map.c: an element of a sockhash */
 struct bpf_shtab_elem {
+	struct sock *sk;
 	u8 key[0];
 };
 

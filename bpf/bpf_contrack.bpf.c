@@ -124,9 +124,12 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	psock = tp ? psock_of(tp) : NULL;
 	if (!psock)
 		return; /* as good as every connect() */
-	link = (void *)BPF_CORE_READ(psock, link.next) -
+	link = (void *)READ(psock, link.next) -
 	       bpf_core_field_offset(struct sk_psock_link, list);
-	elem = BPF_CORE_READ(link, link_raw);
+	elem = READ(link, link_raw);
+	/* The kernel's own sockets keep other things in sk_user_data. */
+	if (READ(elem, sk) != sk_of(tp))
+		return;
 	if (!bpf_probe_read_kernel(&key, sizeof(key), &elem->key))
 		bpf_map_delete_elem(&sock_ops_map, &key);
 }

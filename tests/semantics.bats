@@ -24,6 +24,8 @@ both() {
 
 setup() { cd "$BATS_FILE_TMPDIR"; }
 
+teardown() { unload --quiet; }
+
 @test "no behaviour differs from plain TCP but those in differences.tsv" {
   local more
   more=$(comm -13 <(known) <(differing))
@@ -59,5 +61,4 @@ setup() { cd "$BATS_FILE_TMPDIR"; }
   [ "$status" -eq 0 ]
   (($(counter fused_messages) > 50000))
   (($(counter tcp_in_flight) > 5000)) # and both ways over the seam
-  unload --quiet
 }

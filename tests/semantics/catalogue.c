@@ -323,6 +323,21 @@ static int connect_pair(int *a, int *b, int protocol)
 	return *b < 0 ? -1 : 0;
 }
 
+/* Connects *a to a listener and says so; returns the listener. */
+static int dial(int *a)
+{
+	struct sockaddr_storage address;
+	socklen_t length;
+	int listener;
+
+	local(&address, &length);
+	listener = listen_on(&address, &length, 0);
+	if (*a < 0)
+		*a = socket(AF_INET, SOCK_STREAM, 0);
+	result("connect", connect(*a, (void *)&address, length));
+	return listener;
+}
+
 /* ---- receiving ---- */
 
 static void recv_plain(int a, int b)
@@ -1429,18 +1444,13 @@ static void send_after_shutdown(int a, int b)
 static void disconnect(int a, int b)
 {
 	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
-	struct sockaddr_storage address;
-	socklen_t length;
-	int listener, c;
+	int c;
 
 	result("connect", connect(a, &nowhere, sizeof(nowhere)));
 	settle();
 	get_now(b);
 	get_now(a);
-	local(&address, &length);
-	listener = listen_on(&address, &length, 0);
-	result("connect", connect(a, (void *)&address, length));
-	c = accept(listener, NULL, NULL);
+	c = accept(dial(&a), NULL, NULL);
 	exchange(a, c);
 	put(c, "ab");
 	get(a, 100, 0);
@@ -1449,17 +1459,12 @@ static void disconnect(int a, int b)
 static void disconnect_with_unread(int a, int b)
 {
 	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
-	struct sockaddr_storage address;
-	socklen_t length;
-	int listener, c;
+	int c;
 
 	put(b, "old");
 	settle();
 	connect(a, &nowhere, sizeof(nowhere));
-	local(&address, &length);
-	listener = listen_on(&address, &length, 0);
-	connect(a, (void *)&address, length);
-	c = accept(listener, NULL, NULL);
+	c = accept(dial(&a), NULL, NULL);
 	put(c, "new");
 	get(a, 100, 0);
 }
@@ -1838,14 +1843,8 @@ static void connection_nonblocking(int a, int b)
 
 static void connection_with_data_before_accept(int a, int b)
 {
-	struct sockaddr_storage address;
-	socklen_t length;
-	int listener;
+	int listener = dial(&a);
 
-	local(&address, &length);
-	listener = listen_on(&address, &length, 0);
-	a = socket(AF_INET, SOCK_STREAM, 0);
-	result("connect", connect(a, (void *)&address, length));
 	put(a, "hello");
 	put(a, " you");
 	settle();
@@ -1855,14 +1854,8 @@ static void connection_with_data_before_accept(int a, int b)
 
 static void connection_closed_before_accept(int a, int b)
 {
-	struct sockaddr_storage address;
-	socklen_t length;
-	int listener;
+	int listener = dial(&a);
 
-	local(&address, &length);
-	listener = listen_on(&address, &length, 0);
-	a = socket(AF_INET, SOCK_STREAM, 0);
-	result("connect", connect(a, (void *)&address, length));
 	put(a, "hello");
 	close(a);
 	settle();
@@ -1873,14 +1866,8 @@ static void connection_closed_before_accept(int a, int b)
 
 static void connection_never_accepted(int a, int b)
 {
-	struct sockaddr_storage address;
-	socklen_t length;
-	int listener;
+	int listener = dial(&a);
 
-	local(&address, &length);
-	listener = listen_on(&address, &length, 0);
-	a = socket(AF_INET, SOCK_STREAM, 0);
-	result("connect", connect(a, (void *)&address, length));
 	put(a, "hello");
 	settle();
 	close(listener);

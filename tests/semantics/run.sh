@@ -3,17 +3,17 @@
 # and writes plain.tsv, fused.tsv and counters.json into DIRECTORY.  Inside
 # isolate.sh only.
 set -euo pipefail
-here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-bpftool=${BPFTOOL:-bpftool}
-cgroup=/sys/fs/cgroup
+BATS_TEST_DIRNAME=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd) # as bats would set it
+# shellcheck source=tests/helpers.bash
+. "$BATS_TEST_DIRNAME/helpers.bash"
 
-mkdir -p "$cgroup/plain" "$cgroup/fused"
-"$here/../../load.sh" --quiet --cgroup "$cgroup/fused"
-trap '"$here/../../unload.sh" --quiet' EXIT
+mkdir -p "$CGROUP/plain" "$CGROUP/fused"
+load --cgroup "$CGROUP/fused"
+trap 'unload --quiet' EXIT
 # catalogue PATH ADDRESS DIRECTORY
 catalogue() {
-  echo "$BASHPID" >"$cgroup/$1/cgroup.procs"
-  exec "$here/catalogue" "$2" >"$3/$1.tsv"
+  echo "$BASHPID" >"$CGROUP/$1/cgroup.procs"
+  exec "$here/tests/semantics/catalogue" "$2" >"$3/$1.tsv"
 }
 
 # Plain TCP has an address that is not loopback: a sockfuse that is on in a cgroup
@@ -22,6 +22,4 @@ ip address add 192.0.2.1/32 dev lo
 catalogue plain 192.0.2.1 "$1" &
 catalogue fused 127.0.0.1 "$1" &
 wait
-"$bpftool" -j map dump pinned /sys/fs/bpf/sockfuse/fuse_counters |
-  jq '[.[0].formatted.values[].value | to_entries[]] | group_by(.key)
-      | map({(.[0].key): (map(.value) | add)}) | add' >"$1/counters.json"
+counters >"$1/counters.json"
