@@ -299,7 +299,7 @@ static void exchange(int a, int b)
 
 	for (int i = 0; i < 2; i++) {
 		if (send(i ? a : b, "..", 2, MSG_NOSIGNAL) != 2 ||
-		    recv(i ? b : a, buffer, 2, MSG_WAITALL) != 2)
+		    recv(i ? b : a, buffer, 2, 0) != 2)
 			result("exchange", -1);
 	}
 }
@@ -688,7 +688,7 @@ static void blocked_send_resumes(int a, int b)
 
 static void small_receive_buffer(int a, int b)
 {
-	set_int(a, SOL_SOCKET, SO_RCVBUF, 4096);
+	set_int(a, SOL_SOCKET, SO_RCVBUF, 65536);
 	later(0, send_bulk, b);
 	get_bulk(a, 5000);
 }
@@ -894,7 +894,7 @@ static void oob_inline(int a, int b)
 	get_now(a);
 }
 
-static void oob_none(int a, int b)
+static void recv_oob_none(int a, int b)
 {
 	put(b, "ab");
 	get(a, 1, MSG_OOB | MSG_DONTWAIT);
@@ -2010,18 +2010,22 @@ static void killed_by_ss(int a, int b)
 
 /* ---- the catalogue ---- */
 
+#define MAX_VARIANTS 4
+
+#define VARIANTS(name, ...)                                                              \
+	{                                                                                \
+		name, { __VA_ARGS__ }, 0                                                 \
+	}
+#define PAIR(f) VARIANTS(#f, f)
 #define OWN(f)                                                                           \
 	{                                                                                \
-#f, f, 1                                                                 \
-	}
-#define PAIR(f)                                                                          \
-	{                                                                                \
-#f, f, 0                                                                 \
+#f, { f }, 1                                                             \
 	}
 
+/* A behaviour in some variants, each on a connection of its own. */
 static const struct behaviour {
 	const char *name;
-	void (*run)(int a, int b);
+	void (*run[MAX_VARIANTS])(int a, int b);
 	int makes_its_own; /* connection */
 } catalogue[] = {
 	PAIR(recv_plain),
@@ -2031,14 +2035,14 @@ static const struct behaviour {
 	PAIR(recv_peek_two_messages),
 	PAIR(recv_peek_offset),
 	PAIR(recv_waitall_there),
-	PAIR(recv_waitall_two_messages),
+	VARIANTS("recv_flags", recv_waitall_two_messages, recv_trunc, recv_oob_none),
 	PAIR(recv_waitall_ends),
-	PAIR(recv_trunc),
 	PAIR(recv_dontwait),
 	PAIR(recv_nonblocking),
 	PAIR(recv_zero_length),
 	PAIR(recv_bad_buffer),
-	PAIR(recv_partly_bad_buffer),
+	VARIANTS("buffer_partly_bad", recv_partly_bad_buffer, send_bad_buffer,
+		 send_partly_bad_buffer),
 	PAIR(recv_errqueue_empty),
 	PAIR(readv_segments),
 	PAIR(many_segments),
@@ -2057,8 +2061,7 @@ static const struct behaviour {
 	PAIR(small_receive_buffer),
 	PAIR(small_send_buffer),
 	PAIR(fionread),
-	PAIR(fionread_by_tcp),
-	PAIR(recv_at_seam),
+	VARIANTS("bytes_in_both_queues", fionread_by_tcp, recv_at_seam),
 	PAIR(siocoutq),
 	PAIR(epoll_level),
 	PAIR(epoll_edge),
@@ -2070,17 +2073,14 @@ static const struct behaviour {
 	PAIR(poll_wakes_waiter),
 	PAIR(poll_hangup),
 	PAIR(sigio),
-	PAIR(oob),
+	VARIANTS("oob", oob, sigurg),
 	PAIR(oob_inline),
-	PAIR(oob_none),
-	PAIR(sigurg),
 	PAIR(uring_recv_waits),
 	PAIR(uring_recv_ready),
 	PAIR(uring_send),
 	PAIR(uring_poll_multishot),
 	PAIR(uring_recv_multishot),
-	PAIR(splice_from_socket),
-	PAIR(splice_from_socket_waits),
+	VARIANTS("splice_from_socket", splice_from_socket, splice_from_socket_waits),
 	PAIR(splice_to_socket),
 	PAIR(sendfile_to_socket),
 	PAIR(sendfile_from_socket),
@@ -2091,8 +2091,6 @@ static const struct behaviour {
 	PAIR(cork),
 	PAIR(nodelay),
 	PAIR(send_nothing),
-	PAIR(send_bad_buffer),
-	PAIR(send_partly_bad_buffer),
 	PAIR(send_with_address),
 	PAIR(notsent_lowat),
 	PAIR(bulk),
@@ -2107,22 +2105,19 @@ static const struct behaviour {
 	PAIR(linger_zero),
 	PAIR(reset_behind_data),
 	PAIR(reset_socket_error),
-	PAIR(reset_wakes_reader),
 	PAIR(close_wakes_reader),
 	PAIR(send_after_peer_closed),
 	PAIR(send_after_shutdown),
 	PAIR(disconnect),
 	PAIR(disconnect_with_unread),
-	PAIR(signal_without_restart),
-	PAIR(signal_with_restart),
-	PAIR(stop_and_continue),
-	PAIR(frozen_cgroup),
-	PAIR(recv_beside_blocked_send),
+	VARIANTS("recv_interrupted", signal_without_restart, signal_with_restart,
+		 stop_and_continue, frozen_cgroup),
+	VARIANTS("recv_woken_without_bytes", recv_beside_blocked_send, several_readers,
+		 reset_wakes_reader),
 	PAIR(dup_shares),
 	PAIR(fork_shares),
 	PAIR(fork_close_keeps_open),
 	PAIR(descriptor_passed),
-	PAIR(several_readers),
 	PAIR(several_writers),
 	PAIR(tcp_info_bytes),
 	PAIR(names),
@@ -2146,15 +2141,12 @@ static const struct behaviour {
 	PAIR(killed_by_ss),
 };
 
-/* In a process group of its own, so that what a case leaves behind ends with it. */
-static void run_case(const struct behaviour *c)
+/* In a process group of its own, so that what it leaves behind ends with it. */
+static void run_variant(const struct behaviour *c, int variant)
 {
 	siginfo_t end = { .si_pid = 0 };
-	pid_t pid;
+	pid_t pid = fork();
 
-	printf("%s\t", c->name);
-	fflush(stdout);
-	pid = fork();
 	if (!pid) {
 		int a = -1, b = -1;
 
@@ -2166,7 +2158,7 @@ static void run_case(const struct behaviour *c)
 			}
 			exchange(a, b);
 		}
-		c->run(a, b);
+		c->run[variant](a, b);
 		fflush(stdout);
 		_exit(0);
 	}
@@ -2181,6 +2173,16 @@ static void run_case(const struct behaviour *c)
 		printf(" ... and it dies of signal %d", end.si_status);
 	kill(-pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+}
+
+static void run_case(const struct behaviour *c)
+{
+	printf("%s\t", c->name);
+	for (int i = 0; i < MAX_VARIANTS && c->run[i]; i++) {
+		fputs(i ? " // " : "", stdout);
+		fflush(stdout);
+		run_variant(c, i);
+	}
 	printf("\n");
 	fflush(stdout);
 }

@@ -20,7 +20,8 @@ cat >"$here/../../docs/semantics.md" <<END
 
 Written by \`make semantics\` from a run on Linux $(uname -r); \`make check\` fails when a behaviour differs from plain TCP
 and is not listed here.  Each row is a function of \`tests/semantics/catalogue.c\` that ran on a connection of plain TCP
-and on a fused one.  A transcript tells what the calls returned, in their order.
+and on a fused one.  A transcript tells what the calls returned, in their order; \`//\` parts the variants of a behaviour,
+each of which had a connection of its own.
 
 A direction goes by TCP, and so behaves as TCP does, while its reader has set \`SO_RCVLOWAT\` above 1, \`SO_PEEK_OFF\`,
 \`TCP_INQ\`, \`SO_TIMESTAMP\`, \`SO_TIMESTAMPING\` or \`SO_OOBINLINE\`, or its writer \`SO_ZEROCOPY\` or \`SO_TIMESTAMPING\`.
