@@ -156,7 +156,8 @@ stage() {
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" \
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
-    map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS"
+    map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS" \
+    map name fuse_fallback pinned "$STAGING/maps/fuse_fallback"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
 

@@ -31,6 +31,10 @@ typedef struct {
 	long counter;
 } atomic_long_t;
 
+typedef struct {
+	atomic_t refs;
+} refcount_t;
+
 /* net/net_namespace.h, net/netns/ipv4.h */
 struct netns_ipv4 {
 	int sysctl_tcp_rmem[3];
@@ -70,8 +74,30 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
+struct file {
+	unsigned int f_flags;
+};
+
+struct socket {
+	struct file *file;
+};
+
 struct socket_wq {
 	wait_queue_head_t wait;
+};
+
+/* fs/eventpoll.c: what epoll_ctl() puts into a socket's wait queue */
+struct epoll_event {
+	u32 events;
+};
+
+struct epitem {
+	struct epoll_event event;
+};
+
+struct eppoll_entry {
+	struct epitem *base;
+	struct wait_queue_entry wait;
 };
 
 /* net/sock.h */
@@ -104,6 +130,7 @@ struct sock {
 	} sk_backlog;
 	u8 sk_userlocks;
 	int sk_rcvbuf;
+	struct socket *sk_socket; /* NULL until it is accepted */
 	struct socket_wq *sk_wq;
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
@@ -147,6 +174,8 @@ struct sk_msg {
 
 struct sk_psock {
 	struct list_head ingress_msg;
+	u32 msg_tot_len;       /* bytes in it; FIONREAD tells them where this exists */
+	refcount_t refcnt;     /* one for the map, one for each call that is inside */
 	struct list_head link; /* of struct sk_psock_link */
 };
 

@@ -10,6 +10,12 @@
 #include "bpf_sockmap.h"
 
 #define E2BIG 7
+#define SOL_SOCKET 1 /* asm-generic/socket.h, as the options */
+#define SO_KEEPALIVE 9
+#define SO_RCVLOWAT 18
+#define SOL_TCP 6
+#define TCP_KEEPIDLE 4
+#define TCP_KEEPINTVL 5
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -99,12 +105,16 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	key = own_key(tp, skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB);
 	/* BPF_NOEXIST: who comes later with a known key never takes it over. */
 	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
-	if (!err)
+	if (!err) {
 		COUNT(ends_tracked);
-	else if (err == -E2BIG)
+		bpf_sock_ops_cb_flags_set(skops,
+					  skops->bpf_sock_ops_cb_flags |
+						  BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	} else if (err == -E2BIG) {
 		COUNT(ends_map_full);
-	else
+	} else {
 		COUNT(ends_refused);
+	}
 }
 
 /*
@@ -134,12 +144,125 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 		bpf_map_delete_elem(&sock_ops_map, &key);
 }
 
+static __always_inline bool take_out(struct pair_key *key)
+{
+	if (bpf_map_delete_elem(&sock_ops_map, key))
+		return false;
+	COUNT(ends_unfused);
+	return true;
+}
+
+/*
+ * Takes both ends out of the map: the connection is plain TCP again.  The peer
+ * goes first, and only if nobody is inside its psock; then it has no message
+ * under way to this end either.  A socket that is taken out loses what it has
+ * not read, so both must have nothing.  False: not yet.
+ */
+static __always_inline bool unfuse(struct tcp_sock *tp, struct tcp_sock *peer)
+{
+	struct sk_psock *own = psock_of(tp), *others = psock_of(peer);
+	struct pair_key key;
+
+	if (!own || !no_fused_bytes(own) || !others ||
+	    READ(others, refcnt.refs.counter) != 1)
+		return false;
+	key = peer_key(tp);
+	if (!take_out(&key) || READ(others, refcnt.refs.counter))
+		return false;
+	key = own_key(tp, true);
+	if (!take_out(&key)) {
+		key = own_key(tp, false);
+		take_out(&key);
+	}
+	return true;
+}
+
+static __always_inline void set_option(struct bpf_sock_ops *skops, int level, int option,
+				       int value)
+{
+	bpf_setsockopt(skops, level, option, &value, sizeof(value));
+}
+
+/* A segment each second (tcp_keepalive_timer), and an answer to it. */
+static __always_inline void start_probing(struct bpf_sock_ops *skops,
+					  struct fallback *fallback)
+{
+	int size = sizeof(int);
+
+	if (bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &fallback->keepalive, size) ||
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPIDLE, &fallback->keepidle, size) ||
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &fallback->keepintvl, size))
+		return;
+	fallback->probing = 1;
+	set_option(skops, SOL_TCP, TCP_KEEPIDLE, 1);
+	set_option(skops, SOL_TCP, TCP_KEEPINTVL, 1);
+	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+static __always_inline void stop_probing(struct bpf_sock_ops *skops,
+					 struct fallback *fallback)
+{
+	fallback->probing = 0;
+	set_option(skops, SOL_TCP, TCP_KEEPIDLE, fallback->keepidle);
+	set_option(skops, SOL_TCP, TCP_KEEPINTVL, fallback->keepintvl);
+	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, fallback->keepalive);
+}
+
+/*
+ * Before each segment of an end that was tracked.  An edge-triggered reader must not be
+ * left at the seam between fused and TCP bytes (edge_reader_full() in
+ * bpf_redirect.bpf.c tells why).  The sender of TCP bytes takes both ends out
+ * of the map when the fused ones have been read.  While they have not, nothing
+ * will happen on either socket when they are; so it has TCP probe the peer.
+ * The reader's end finds, before it acknowledges, that there is no fused byte
+ * but TCP's, and has the kernel tell of them again (tcp_set_rcvlowat).
+ */
+static __always_inline void mend_seam(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct fallback *fallback;
+	struct tcp_sock *tp, *peer;
+	struct sk_psock *psock;
+
+	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tp)
+		return;
+	psock = psock_of(tp);
+	if (tp->rcv_nxt != tp->copied_seq && (!psock || no_fused_bytes(psock)) &&
+	    waiters(tp) & WAITER_EDGE)
+		set_option(skops, SOL_SOCKET, SO_RCVLOWAT, sk_of(tp)->sk_rcvlowat);
+
+	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
+	if (fallback && fallback->seam && fallback->peer) {
+		u32 found = waiters(fallback->peer);
+
+		peer = fallback->peer;
+		psock = psock_of(peer);
+		if (found & WAITER_LATER || (psock && !no_fused_bytes(psock)) ||
+		    (found & WAITER_EDGE && psock && !unfuse(tp, peer))) {
+			if (!fallback->probing)
+				start_probing(skops, fallback);
+			return;
+		}
+		fallback->seam = 0;
+		if (fallback->probing)
+			stop_probing(skops, fallback);
+	}
+	if (!psock_of(tp))
+		bpf_sock_ops_cb_flags_set(skops,
+					  skops->bpf_sock_ops_cb_flags &
+						  ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
 SEC("sockops")
 int bpf_sockops(struct bpf_sock_ops *skops)
 {
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		forget(skops);
+		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		mend_seam(skops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

@@ -34,7 +34,6 @@
 #define CHARGE_SLACK 1024
 #define MEMCG_SLACK 256
 #define MEMCG_DEPTH 16
-#define MAX_WAITERS 8
 #define LOCK_WAIT_NS 6000 /* a reader copies 64 KB in some 5 us */
 #define LOCK_SPINS 300
 #define LAST_BYTES 65536
@@ -47,27 +46,12 @@
 #define STREAM_BYTES 32768
 #define MAX_WAITING 32 /* messages */
 
+#define EDGE_BYTES 65536 /* a request or an answer, edge_reader_full() */
+#define MAX_UNREAD 1024	 /* messages, where TCP would be wrong behind them */
+#define DRAIN_SPINS 1000 /* some 25 us */
+#define STREAM_MESSAGES 64
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/*
- * Only a direction that has sent bytes by TCP has one of these; a connection
- * that never falls back pays for none.
- */
-#define SEEN (1ULL << 32)
-
-struct fallback {
-	/* Spares a redirect that would be taken back; only ever steers. */
-	struct tcp_sock *peer;
-	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
-	u64 returned;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct fallback);
-} fuse_fallback SEC(".maps");
 
 /*
  * Ends that have sent bulk since their peer last did, by the address of their
@@ -80,8 +64,11 @@ struct {
 	__type(value, u8);
 } fuse_streams SEC(".maps");
 
-/* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
-extern const void woken_wake_function __ksym __weak;
+static __always_inline struct fallback *fallback_of(struct sk_msg_md *msg)
+{
+	return bpf_sk_storage_get(&fuse_fallback, msg->sk, NULL,
+				  BPF_SK_STORAGE_GET_F_CREATE);
+}
 
 static __always_inline bool has_flag(unsigned long flags, u64 bit)
 {
@@ -239,26 +226,7 @@ static __always_inline bool charge_may_fail(struct tcp_sock *own, struct tcp_soc
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
-	struct list_head *head, *pos;
-
-	if (!&woken_wake_function)
-		return true; /* kernel.kptr_restrict = 2 hides the address */
-	if (READ(sk_of(peer), sk_lock.owned))
-		return true;
-	head = &READ(sk_of(peer), sk_wq)->wait.head;
-	pos = READ(head, next);
-	for (int i = 0; i < MAX_WAITERS; i++) {
-		struct wait_queue_entry *waiter;
-
-		if (pos == head)
-			return false;
-		waiter = (void *)pos -
-			 bpf_core_field_offset(struct wait_queue_entry, entry);
-		if ((void *)READ(waiter, func) == &woken_wake_function)
-			return true;
-		pos = READ(pos, next);
-	}
-	return true;
+	return READ(sk_of(peer), sk_lock.owned) || waiters(peer) & WAITER_IN_TCP;
 }
 
 /*
@@ -281,12 +249,82 @@ static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock
 	return false;
 }
 
-/* The decision, rule by rule; the first that speaks against fusing is counted. */
-static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *peer,
-				       struct fallback *fallback, u32 size)
+/* No fused byte waits; a reader on another processor is given a moment. */
+static __always_inline bool drained(struct tcp_sock *peer)
 {
-	u32 backlog;
+	for (int i = 0; i < DRAIN_SPINS; i++) {
+		if (no_fused_bytes(psock_of(peer)))
+			return true;
+		bpf_ktime_get_ns(); /* a pause of some 20 ns */
+	}
+	return false;
+}
 
+/*
+ * A reader finds first the fused bytes and then, in its next recv, those of
+ * TCP.  To a level-triggered poll this seam is nothing.  An edge-triggered
+ * reader takes a short recv for the end of what there is (epoll(7) allows it)
+ * and waits for an edge, but the TCP bytes had theirs before; nginx also takes
+ * FIONREAD's 0 for it, which does not count TCP bytes while fused ones could
+ * come.  So behind fused bytes go fused bytes only; and once there are none,
+ * what is more than a dialogue makes the connection plain TCP again, for good.
+ *
+ * Where too much waits all the same, bpf_contrack.bpf.c makes the missing edge.
+ */
+static __always_inline bool edge_reader_full(struct tcp_sock *peer,
+					     struct fallback *fallback, u32 found)
+{
+	if (found & WAITER_EDGE && drained(peer))
+		return true;
+	return !fallback || fallback->waiting++ > MAX_UNREAD;
+}
+
+/* Bytes and messages that wait; each limit has its own reason. */
+static __always_inline bool too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
+					   struct tcp_sock *peer,
+					   struct fallback *fallback)
+{
+	u32 backlog = backlog_of(peer), size = msg->size, found;
+	bool many;
+
+	if (!backlog && fallback) {
+		fallback->waiting = 0;
+		if (fallback->stream && size < BULK_BYTES) {
+			fallback->stream--;
+			COUNT(tcp_backlog_number);
+			return true;
+		}
+	}
+	many = too_many_wait(peer, backlog, size);
+	if (!many && backlog + size <= EDGE_BYTES)
+		return false;
+
+	if (backlog_full(own, peer, backlog, size)) {
+		COUNT(tcp_backlog_bytes);
+		return true;
+	}
+	found = waiters(peer);
+	if (found & (WAITER_EDGE | WAITER_LATER)) {
+		if (!fallback)
+			fallback = fallback_of(msg);
+		if (edge_reader_full(peer, fallback, found)) {
+			COUNT(tcp_edge_triggered);
+			return true;
+		}
+		if (many)
+			fallback->stream = STREAM_MESSAGES;
+		return false;
+	}
+	if (many)
+		COUNT(tcp_backlog_number);
+	return many;
+}
+
+/* The decision, rule by rule; the first that speaks against fusing is counted. */
+static __always_inline bool speaks_against(struct sk_msg_md *msg, struct tcp_sock *own,
+					   struct tcp_sock *peer,
+					   struct fallback *fallback)
+{
 	if (READ(peer, inet_conn.icsk_ulp_ops)) {
 		COUNT(tcp_socket_state);
 		return true;
@@ -299,16 +337,14 @@ static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *pe
 		COUNT(tcp_in_flight);
 		return true;
 	}
-	backlog = backlog_of(peer);
-	if (backlog_full(own, peer, backlog, size)) {
-		COUNT(tcp_backlog_bytes);
-		return true;
+	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
+	    waiters(peer) & (WAITER_EDGE | WAITER_LATER)) {
+		COUNT(tcp_edge_triggered);
+		return true; /* FIONREAD would not tell it of fused bytes */
 	}
-	if (too_many_wait(peer, backlog, size)) {
-		COUNT(tcp_backlog_number);
+	if (too_much_waits(msg, own, peer, fallback))
 		return true;
-	}
-	if (charge_may_fail(own, peer, size)) {
+	if (charge_may_fail(own, peer, msg->size)) {
 		COUNT(tcp_memory);
 		return true;
 	}
@@ -317,6 +353,20 @@ static __always_inline bool falls_back(struct tcp_sock *own, struct tcp_sock *pe
 		return true;
 	}
 	return false;
+}
+
+static __noinline bool falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
+				  struct tcp_sock *peer, struct fallback *fallback)
+{
+	if (!speaks_against(msg, own, peer, fallback))
+		return false;
+	if (!fallback)
+		fallback = fallback_of(msg);
+	if (fallback) {
+		fallback->peer = peer;
+		fallback->seam |= !!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
+	}
+	return true;
 }
 
 /* The peer, to whom the message goes now; NULL if it is not in the map. */
@@ -390,7 +440,7 @@ int bpf_redir(struct sk_msg_md *msg)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct tcp_sock *own, *known, *peer;
-	struct fallback *fallback = NULL;
+	struct fallback *fallback;
 
 	if (!set || !set->fuse) {
 		COUNT(tcp_switched_off);
@@ -406,11 +456,11 @@ int bpf_redir(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 
-	if (own->data_segs_out)
-		fallback = bpf_sk_storage_get(&fuse_fallback, msg->sk, NULL,
-					      BPF_SK_STORAGE_GET_F_CREATE);
+	fallback =
+		bpf_sk_storage_get(&fuse_fallback, msg->sk, NULL,
+				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	known = fallback ? fallback->peer : NULL;
-	if (known && falls_back(own, known, fallback, msg->size))
+	if (known && falls_back(msg, own, known, fallback))
 		return SK_PASS;
 
 	peer = redirect(msg, own);
@@ -421,7 +471,7 @@ int bpf_redir(struct sk_msg_md *msg)
 	if (peer != known) {
 		if (fallback)
 			fallback->peer = peer;
-		if (falls_back(own, peer, fallback, msg->size)) {
+		if (falls_back(msg, own, peer, fallback)) {
 			send_by_own_tcp(msg, own);
 			return SK_PASS;
 		}

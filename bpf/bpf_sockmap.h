@@ -18,6 +18,9 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define PAGE_SIZE 4096
+#define EPOLLET (1U << 31)
+#define O_NONBLOCK 04000 /* but on alpha, mips, parisc and sparc */
+#define MAX_WAITERS 8
 
 /*
  * The pair key names a socket by the handshake it took part in: the two
@@ -63,12 +66,15 @@ struct counters {
 	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
 	u64 tcp_backlog_number; /* enough messages wait for the peer's reader */
+	u64 tcp_edge_triggered; /* the peer's reader is, and there is more than it may get
+				   fused */
 	u64 tcp_memory;		/* the kernel might refuse to charge the peer */
 	u64 tcp_blocked_reader; /* the peer's reader may sit inside tcp_recvmsg */
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
+	u64 ends_unfused; /* taken out again, for an edge-triggered reader */
 };
 
 struct {
@@ -77,6 +83,34 @@ struct {
 	__type(key, u32);
 	__type(value, struct counters);
 } fuse_counters SEC(".maps");
+
+/*
+ * What a direction keeps, by its sender's socket.  Only one that has sent bytes
+ * by TCP, or that its reader did not keep up with, has one of these; a
+ * connection that never falls back pays for none.
+ */
+#define SEEN (1ULL << 32)
+
+struct fallback {
+	/* Spares a redirect that would be taken back; only ever steers. */
+	struct tcp_sock *peer;
+	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
+	u64 returned;
+	u32 waiting; /* messages fused behind others since there was no backlog */
+	u16 stream;  /* so many small messages go by TCP once nothing waits */
+	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u8 probing;  /* the three are what the application had set: */
+	int keepalive;
+	int keepidle;
+	int keepintvl;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct fallback);
+} fuse_fallback SEC(".maps");
 
 /*
  * READ(address, field): a field of a kernel structure whose address may be
@@ -134,6 +168,64 @@ static __always_inline struct sock *sk_of(struct tcp_sock *tp)
 static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
 {
 	return (void *)((u64)READ(sk_of(tp), sk_user_data) & ~7ULL);
+}
+
+/* Nothing fused waits for this end's reader. */
+static __always_inline bool no_fused_bytes(struct sk_psock *psock)
+{
+	struct list_head *head = &psock->ingress_msg;
+
+	return READ(head, next) == head;
+}
+
+/* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
+extern const void woken_wake_function __ksym __weak;
+/* Waits of epoll, for as long as the socket is in its set. */
+extern const void ep_poll_callback __ksym __weak;
+
+#define WAITER_IN_TCP 1 /* sleeps inside tcp_recvmsg() */
+#define WAITER_EDGE 2	/* an edge-triggered epoll */
+#define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
+
+/* Who waits in the peer's wait queue; epoll does while it watches the socket. */
+static __always_inline u32 waiters(struct tcp_sock *peer)
+{
+	struct socket *socket = READ(sk_of(peer), sk_socket);
+	struct file *file = READ(socket, file);
+	struct list_head *head, *pos;
+	u32 found = 0;
+
+	if (!socket)
+		return WAITER_LATER;
+	if (!&woken_wake_function || !&ep_poll_callback)
+		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
+	head = &READ(sk_of(peer), sk_wq)->wait.head;
+	pos = READ(head, next);
+	if (pos == head)
+		return READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
+	for (int i = 0; i < MAX_WAITERS; i++) {
+		struct wait_queue_entry *waiter;
+		const void *func;
+
+		waiter = (void *)pos -
+			 bpf_core_field_offset(struct wait_queue_entry, entry);
+		func = (const void *)READ(waiter, func);
+		if (func == &woken_wake_function) {
+			found |= WAITER_IN_TCP;
+		} else if (func == &ep_poll_callback) {
+			struct eppoll_entry *entry =
+				(void *)waiter -
+				bpf_core_field_offset(struct eppoll_entry, wait);
+			struct epitem *item = READ(entry, base);
+
+			if (READ(item, event.events) & EPOLLET)
+				found |= WAITER_EDGE;
+		}
+		pos = READ(pos, next);
+		if (pos == head)
+			return found;
+	}
+	return found | WAITER_IN_TCP; /* many, or one that is leaving */
 }
 
 /*

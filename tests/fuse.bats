@@ -207,3 +207,22 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   cmp "$dir/file" "$dir/got"
   (($(counter fused_bytes) > 0))
 }
+
+@test "edge-triggered readers, late and slow ones too, get an edge for every byte" {
+  load
+  run timeout 300 "$TRAFFIC" edge 300
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  # each way that ends the fusing of such a connection
+  (($(counter tcp_edge_triggered) > 0 && $(counter tcp_backlog_bytes) > 0 && $(counter ends_unfused) > 0))
+}
+
+@test "an edge-triggered dialogue stays fused" {
+  load
+  run "$TRAFFIC" edge 100 1000
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(counter ends_unfused)" -eq 0 ]
+  [ "$(counter tcp_peer_unknown)" -le 2 ]
+  (($(counter fused_messages) >= 600))
+}

@@ -844,6 +844,194 @@ static int run_shutdown(void)
 	return 0;
 }
 
+/*
+ * A reader as edge-triggered servers are: it reads when an edge has come, and
+ * takes a short recv for the end of what there is (epoll(7)), or, as nginx
+ * does, the bytes that FIONREAD told of after a recv that was not short.
+ */
+struct edge_reader {
+	int fd, epoll;
+	size_t buffer;
+	bool asks; /* FIONREAD */
+	bool ready;
+	int available; /* -1: not known */
+};
+
+static void edge_register(struct edge_reader *r, int fd)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLRDHUP | EPOLLET };
+
+	r->fd = fd;
+	r->ready = false;
+	r->epoll = epoll_create1(0);
+	if (r->epoll < 0 || epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &event))
+		fail("epoll");
+}
+
+static void edge_wait(struct edge_reader *r, unsigned int stream, uint64_t got,
+		      uint64_t due)
+{
+	struct pollfd p = { .fd = r->fd, .events = POLLIN };
+	struct epoll_event event;
+	char byte;
+
+	if (epoll_wait(r->epoll, &event, 1, 10000) != 1) {
+		poll(&p, 1, 0);
+		fail("the edge-triggered reader of stream %u (buffer %zu, FIONREAD %d) "
+		     "has %llu of %llu bytes and gets no edge; poll tells %x, a peek %zd",
+		     stream, r->buffer, r->asks, (unsigned long long)got,
+		     (unsigned long long)due, p.revents,
+		     recv(r->fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK));
+	}
+	r->ready = true;
+	r->available = -1;
+}
+
+static void edge_read(struct edge_reader *r, unsigned int stream, uint64_t due)
+{
+	static _Thread_local unsigned char buffer[CHUNK_MAX];
+	uint64_t got = 0;
+
+	while (got < due) {
+		ssize_t n;
+
+		if (!r->ready)
+			edge_wait(r, stream, got, due);
+		n = recv(r->fd, buffer, r->buffer, MSG_DONTWAIT);
+		if (n < 0 && errno == EAGAIN) {
+			r->ready = false;
+			continue;
+		}
+		if (n <= 0)
+			fail("edge-triggered recv: %zd", n);
+		check_bytes(buffer, stream, got, n);
+		got += n;
+		if ((size_t)n < r->buffer) {
+			r->ready = false;
+		} else if (r->asks) {
+			if (r->available < 0)
+				ioctl(r->fd, FIONREAD, &r->available);
+			else
+				r->available = r->available > n ? r->available - n : 0;
+			if (!r->available)
+				r->ready = false;
+		}
+	}
+}
+
+/* What both ends of a round know. */
+struct edge_round {
+	uint64_t bytes[2];  /* of the request and of the answer */
+	size_t messages[2]; /* bytes of each send */
+	size_t buffer;
+	bool asks;
+	int accept_ms, register_ms, read_ms; /* how late the server is */
+	int dialogues;
+};
+
+static int random_delay(void)
+{
+	return random_below(4) ? 0 : (int)random_below(60);
+}
+
+/* limit: of the bytes of a request and of an answer; 0: far above any buffer */
+static void edge_random(struct edge_round *round, uint64_t limit)
+{
+	for (int i = 0; i < 2; i++) {
+		round->messages[i] = 1 + random_below(1ULL << (1 + random_below(19)));
+		round->bytes[i] = 1 + random_below(round->messages[i] * 900);
+		if (round->bytes[i] > 60000000)
+			round->bytes[i] = 60000000;
+		if (limit)
+			round->messages[i] = round->bytes[i] = 1 + random_below(limit);
+	}
+	round->buffer = 512ULL << random_below(8);
+	round->asks = random_below(2);
+	round->accept_ms = random_delay();
+	/* Longer than accept() and epoll_ctl() are apart, but not for bulk:
+	 * docs/semantics.md. */
+	round->register_ms = round->bytes[0] > 1000000 ? 0 : random_delay();
+	round->read_ms = random_delay();
+	round->dialogues = 3;
+}
+
+static void send_messages(int fd, unsigned int stream, uint64_t bytes, size_t message)
+{
+	for (uint64_t sent = 0; sent < bytes;) {
+		size_t n = message < bytes - sent ? message : bytes - sent;
+
+		send_all(fd, bytes_at(stream, sent), n);
+		sent += n;
+	}
+}
+
+struct edge_server {
+	int listener;
+	const struct edge_round *round;
+};
+
+static void *edge_serve(void *argument)
+{
+	const struct edge_server *server = argument;
+	const struct edge_round *round = server->round;
+	struct edge_reader r = { .buffer = round->buffer, .asks = round->asks };
+	int fd;
+
+	if (round->accept_ms)
+		usleep(round->accept_ms * 1000);
+	fd = accept4(server->listener, NULL, NULL, SOCK_NONBLOCK);
+	if (fd < 0)
+		fail("accept");
+	if (round->register_ms)
+		usleep(round->register_ms * 1000);
+	edge_register(&r, fd);
+	fcntl(fd, F_SETFL, 0); /* its sends may block */
+	if (round->read_ms)
+		usleep(round->read_ms * 1000);
+	for (int i = 0; i < round->dialogues; i++) {
+		edge_read(&r, 1, round->bytes[0]);
+		send_messages(fd, 2, round->bytes[1], round->messages[1]);
+	}
+	close(r.epoll);
+	close(fd);
+	return NULL;
+}
+
+/* edge ROUNDS [BYTES]: requests and answers between edge-triggered readers, of any
+ * size, or in one message of at most so many bytes.
+ */
+static int run_edge(char **args)
+{
+	int rounds = atoi(args[0]), port = 0, listener = listen_on("127.0.0.1", &port);
+	uint64_t total = 0, limit = args[1] ? strtoull(args[1], NULL, 10) : 0;
+
+	random_state ^= (uint64_t)getpid() << 32 ^ (uint64_t)now_ms();
+	for (int i = 0; i < rounds; i++) {
+		struct edge_round round;
+		struct edge_server server = { listener, &round };
+		struct edge_reader r = { .ready = false };
+		pthread_t thread;
+		int fd;
+
+		edge_random(&round, limit);
+		r.buffer = round.buffer;
+		r.asks = round.asks;
+		pthread_create(&thread, NULL, edge_serve, &server);
+		fd = connect_from(0, "127.0.0.1", port);
+		edge_register(&r, fd);
+		for (int j = 0; j < round.dialogues; j++) {
+			send_messages(fd, 1, round.bytes[0], round.messages[0]);
+			edge_read(&r, 2, round.bytes[1]);
+			total += round.bytes[0] + round.bytes[1];
+		}
+		pthread_join(thread, NULL);
+		close(r.epoll);
+		close(fd);
+	}
+	printf("rounds=%d bytes=%llu\n", rounds, (unsigned long long)total);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit files;
@@ -861,6 +1049,8 @@ int main(int argc, char **argv)
 		return run_stall(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "mix"))
 		return run_mix(argv + 2);
+	if (argc >= 3 && !strcmp(argv[1], "edge"))
+		return run_edge(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "tuples"))
 		return run_tuples();
 	if (argc == 2 && !strcmp(argv[1], "waitall"))
@@ -875,7 +1065,8 @@ int main(int argc, char **argv)
 		return run_repair();
 	if (argc == 2 && !strcmp(argv[1], "shutdown"))
 		return run_shutdown();
-	fprintf(stderr, "usage: traffic echo|burst|stall|mix|tuples|waitall|hold|unread|"
-			"mptcp|repair|shutdown ...\n");
+	fprintf(stderr,
+		"usage: traffic echo|burst|stall|mix|edge|tuples|waitall|hold|unread|"
+		"mptcp|repair|shutdown ...\n");
 	return 2;
 }
