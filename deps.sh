@@ -36,6 +36,7 @@ check  ip                          iproute2      iproute        iproute2        
 check  iperf3                      iperf3        iperf3         iperf           iperf3
 check  curl                        curl          curl           curl            curl
 check  openssl                     openssl       openssl        openssl         openssl
+check  debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
 check  sysctl                      procps        procps-ng      procps          procps-ng
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt

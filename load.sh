@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: load.sh [--cgroup PATH] [--max-connections N] [--quiet]
+Usage: load.sh [--cgroup PATH] [--exclude-port LIST] [--max-connections N] [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -15,27 +15,34 @@ what is loaded; live connections go on.
 
   --cgroup PATH          only sockets of processes in this cgroup2 directory
                          (default: all, the root of the cgroup2 mount)
+  --exclude-port LIST    not the connections to services that listen on these
+                         ports: numbers and ranges, as 80,443,6000-6010
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
   --quiet                do not print the commands that change the system
   --help                 this text
 
-Example: load.sh --cgroup /sys/fs/cgroup/system.slice --max-connections 10000
+Example: load.sh --cgroup /sys/fs/cgroup/system.slice --exclude-port 8404,9000-9010
 
 $EXIT_CODES
 EOF
 }
 
 CGROUP=
+EXCLUDE=
 MAX_CONNECTIONS=65536
 parse_arguments() {
   while (($#)); do
     case $1 in
-      --cgroup | --max-connections)
+      --cgroup | --exclude-port | --max-connections)
         [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
         ;;&
       --cgroup)
         CGROUP=$2
+        shift
+        ;;
+      --exclude-port)
+        EXCLUDE+=,$2
         shift
         ;;
       --max-connections)
@@ -55,6 +62,34 @@ parse_arguments() {
   if [[ ! $MAX_CONNECTIONS =~ ^[1-9][0-9]{0,7}$ ]] || ((MAX_CONNECTIONS > 16777216)); then
     die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
   fi
+  excluded_ports >/dev/null
+}
+
+# excluded_ports: those of --exclude-port, one a line
+excluded_ports() {
+  local part first last
+  for part in ${EXCLUDE//,/ }; do
+    [[ $part =~ ^([1-9][0-9]{0,4})(-([1-9][0-9]{0,4}))?$ ]] ||
+      die "$EX_USAGE" "--exclude-port: not a port or a range of ports: $part" "see: $0 --help"
+    first=${BASH_REMATCH[1]} last=${BASH_REMATCH[3]:-${BASH_REMATCH[1]}}
+    ((first <= last && last <= 65535)) ||
+      die "$EX_USAGE" "--exclude-port: not a port or a range of ports: $part" "see: $0 --help"
+    seq "$first" "$last"
+  done
+}
+
+# The ports go in before the program is attached.  The key is in the host's
+# byte order.
+exclude() {
+  local port little=1
+  [[ $EXCLUDE ]] || return 0
+  [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]] || little=
+  say "+ $BPFTOOL map update pinned $STAGING/maps/fuse_excluded (ports ${EXCLUDE#,})"
+  excluded_ports | while read -r port; do
+    echo "map update pinned $STAGING/maps/fuse_excluded key $((little ? port % 256 : port / 256))" \
+      "$((little ? port / 256 : port % 256)) value 1"
+  done | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
+    die "$EX_FAILED" "the ports to exclude were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/fuse_excluded"
 }
 
 need_host() {
@@ -232,6 +267,7 @@ mount_bpffs
 refuse_foreign_pins
 rm -rf "$STAGING" # of a load that was killed
 stage
+exclude
 attach
 check
 commit

@@ -35,6 +35,25 @@ static __always_inline bool is_loopback6(u32 w0, u32 w1, u32 w2, u32 w3)
 	return w2 ? w2 == bpf_htonl(0xffff) && is_loopback4(w3) : w3 == bpf_htonl(1);
 }
 
+/* Ports, as load.sh --exclude-port names them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u16);
+	__type(value, u8);
+} fuse_excluded SEC(".maps");
+
+/* The end that accepted has the port that its service listens on. */
+static __always_inline bool excluded(struct bpf_sock_ops *skops)
+{
+	u16 port = skops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+			   ? skops->local_port
+			   : bpf_ntohl(skops->remote_port);
+
+	return bpf_map_lookup_elem(&fuse_excluded, &port);
+}
+
 /* Policy: which connections may be fused at all. */
 static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
 {
@@ -97,6 +116,10 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		return;
 	if (set->trace)
 		trace_end(skops);
+	if (excluded(skops)) {
+		COUNT(ends_excluded);
+		return;
+	}
 	if (left_out(tp)) {
 		COUNT(ends_left_out);
 		return;

@@ -72,6 +72,7 @@ struct counters {
 	u64 tcp_blocked_reader; /* the peer's reader may sit inside tcp_recvmsg */
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
+	u64 ends_excluded;	/* load.sh --exclude-port */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
 	u64 ends_unfused; /* taken out again, for an edge-triggered reader */

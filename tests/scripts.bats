@@ -293,6 +293,9 @@ finish_unread() {
   refused 2 'needs a value' "$here/load.sh" --cgroup
   refused 2 'not a number' "$here/load.sh" --max-connections 0
   refused 2 'not a number' "$here/load.sh" --max-connections 12x
+  refused 2 'not a port or a range of ports: 70000' "$here/load.sh" --exclude-port 80,70000
+  refused 2 'not a port or a range of ports: 9-3' "$here/load.sh" --exclude-port 9-3
+  refused 2 'not a port or a range of ports: http' "$here/load.sh" --exclude-port http
   refused 2 'not a cgroup2 directory: /tmp' "$here/load.sh" --cgroup /tmp
 }
 

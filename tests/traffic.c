@@ -953,6 +953,12 @@ static void edge_random(struct edge_round *round, uint64_t limit)
 	round->register_ms = round->bytes[0] > 1000000 ? 0 : random_delay();
 	round->read_ms = random_delay();
 	round->dialogues = 3;
+	/* Where tcp_rmem[2] is 1 MB, more than is fused and no more than TCP's window. */
+	if (!limit && !random_below(8)) {
+		round->messages[0] = 1000 + random_below(30000);
+		round->bytes[0] = 500000 + random_below(60000);
+		round->read_ms = 700;
+	}
 }
 
 static void send_messages(int fd, unsigned int stream, uint64_t bytes, size_t message)

@@ -35,7 +35,11 @@ Of $(wc -l <both.tsv) behaviours, $(wc -l <differ.tsv) differ.
 |---|---|---|---|---|
 $(awk -F '\t' '{ gsub(/\|/, "\\|"); printf "| `%s` | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 }' differ.tsv)
 
-To exclude a service, run it in a cgroup of its own and give \`load.sh --cgroup\` another one.
+To exclude a service, give \`load.sh --exclude-port\` the port that it listens on, or \`--cgroup\` a cgroup that it is not in.
+
+An edge-triggered reader gets an edge for every byte (\`traffic edge\` in the tests), at the latest a second after it has read
+what was fused before.  Two things can still delay one until the next bytes come: \`unload.sh\` while such a reader has unread
+fused bytes, and \`load.sh\` again, for connections of the load before.
 
 ## The same
 
