@@ -169,6 +169,16 @@ load_program() {
       "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
 }
 
+# Bytes of struct counters; another version of sockfuse may have others, and
+# then begins to count anew.
+counters_size() {
+  "$BPFTOOL" -j btf dump file "$here/bpf/bpf_contrack.bpf.o" |
+    jq 'first(.types[] | select(.kind == "STRUCT" and .name == "counters").size)'
+}
+counters_size_now() {
+  "$BPFTOOL" -j map show pinned "$PIN_DIR/$COUNTERS" 2>/dev/null | jq '.bytes_value'
+}
+
 # Everything is loaded aside first, and renamed once it works.
 stage() {
   local settings reuse_settings=() reuse_counters=()
@@ -181,7 +191,8 @@ stage() {
     FUSE_BEFORE=$("$BPFTOOL" -j map dump id "$settings" | jq '.[0].formatted.value.fuse')
     SETTINGS_MAP=(id "$settings")
   fi
-  [[ ! -e $PIN_DIR/$COUNTERS ]] || reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
+  [[ $(counters_size_now) != "$(counters_size)" ]] ||
+    reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||

@@ -232,13 +232,14 @@ static __always_inline void stop_probing(struct bpf_sock_ops *skops,
 }
 
 /*
- * Before each segment of an end that was tracked.  An edge-triggered reader must not be
- * left at the seam between fused and TCP bytes (edge_reader_full() in
- * bpf_redirect.bpf.c tells why).  The sender of TCP bytes takes both ends out
- * of the map when the fused ones have been read.  While they have not, nothing
- * will happen on either socket when they are; so it has TCP probe the peer.
- * The reader's end finds, before it acknowledges, that there is no fused byte
- * but TCP's, and has the kernel tell of them again (tcp_set_rcvlowat).
+ * Before each segment of an end that was tracked.  An edge-triggered reader
+ * must not be left at the seam between fused and TCP bytes (edge_reader_full()
+ * in bpf_redirect.bpf.c tells why).  The sender of TCP bytes takes both ends
+ * out of the map when the fused ones have been read.  While they have not,
+ * nothing will happen on either socket when they are; so it has TCP probe the
+ * peer.  The reader's end finds, before it acknowledges, that no fused byte
+ * waits but TCP's do, and has the kernel tell of those again: tcp_set_rcvlowat()
+ * does when SO_RCVLOWAT is set to what it is.
  */
 static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 {
@@ -261,12 +262,14 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 
 		peer = fallback->peer;
 		psock = psock_of(peer);
-		if (found & WAITER_LATER || (psock && !no_fused_bytes(psock)) ||
-		    (found & WAITER_EDGE && psock && !unfuse(tp, peer))) {
+		if (psock && (!no_fused_bytes(psock) ||
+			      (found & WAITER_EDGE && !unfuse(tp, peer)))) {
 			if (!fallback->probing)
 				start_probing(skops, fallback);
 			return;
 		}
+		if (found & WAITER_LATER)
+			return; /* it may still turn out to be edge-triggered */
 		fallback->seam = 0;
 		if (fallback->probing)
 			stop_probing(skops, fallback);

@@ -185,6 +185,19 @@ put_in_order() {
   assert_nothing_left
 }
 
+@test "counters of another version: the load begins to count anew" {
+  local counters=$BPFFS/sockfuse/fuse_counters
+  load
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  load
+  [ "$(counter fused_bytes)" -eq 2000 ] # those of this one go on
+  rm "$counters"
+  "$BPFTOOL" map create "$counters" type percpu_array key 4 value 8 entries 1 name fuse_counters
+  load
+  [ "$(counter fused_bytes)" -eq 0 ]
+  assert_on
+}
+
 @test "--cgroup limits it to that cgroup; unload finds it there; another cgroup takes over" {
   mkdir "$CGROUP/one" "$CGROUP/two"
   load --cgroup "$CGROUP/one"

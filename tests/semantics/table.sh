@@ -38,7 +38,7 @@ $(awk -F '\t' '{ gsub(/\|/, "\\|"); printf "| `%s` | %s | %s | %s | %s |\n", $1,
 To exclude a service, give \`load.sh --exclude-port\` the port that it listens on, or \`--cgroup\` a cgroup that it is not in.
 
 An edge-triggered reader gets an edge for every byte (\`traffic edge\` in the tests), at the latest a second after it has read
-what was fused before.  Two things can still delay one until the next bytes come: \`unload.sh\` while such a reader has unread
+what was fused before; until then \`SO_KEEPALIVE\`, \`TCP_KEEPIDLE\` and \`TCP_KEEPINTVL\` of its peer read as 1.  Two things can still delay one until the next bytes come: \`unload.sh\` while such a reader has unread
 fused bytes, and \`load.sh\` again, for connections of the load before.
 
 ## The same
