@@ -139,14 +139,14 @@ static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *
 	return (u64)backlog + size > limit / 2;
 }
 
-/* Messages in the peer's ingress queue, MAX_WAITING if there are more. */
-static __always_inline u32 messages_waiting(struct tcp_sock *peer)
+/* Messages in the peer's ingress queue, max if there are more. */
+static __always_inline u32 messages_waiting(struct tcp_sock *peer, u32 max)
 {
 	struct list_head *head = &psock_of(peer)->ingress_msg, *pos;
 	u32 waiting = 0;
 
 	pos = READ(head, next);
-	while (waiting < MAX_WAITING && pos != head) {
+	while (waiting < max && pos != head) {
 		pos = READ(pos, next);
 		waiting++;
 	}
@@ -168,7 +168,8 @@ static __always_inline bool too_many_wait(struct tcp_sock *peer, u32 backlog, u3
 		return false;
 	if (backlog > STREAM_BYTES)
 		return true;
-	return backlog > MAX_WAITING * size && messages_waiting(peer) == MAX_WAITING;
+	return backlog > MAX_WAITING * size &&
+	       messages_waiting(peer, MAX_WAITING) == MAX_WAITING;
 }
 
 /* pages more fit below every limit from this counter up to the root */
@@ -271,12 +272,18 @@ static __always_inline bool drained(struct tcp_sock *peer)
  *
  * Where too much waits all the same, bpf_contrack.bpf.c makes the missing edge.
  */
-static __always_inline bool edge_reader_full(struct tcp_sock *peer,
-					     struct fallback *fallback, u32 found)
+static __always_inline bool
+edge_reader_full(struct tcp_sock *peer, struct fallback *fallback, u32 found, u32 size)
 {
 	if (found & WAITER_EDGE && drained(peer))
 		return true;
-	return !fallback || fallback->waiting++ > MAX_UNREAD;
+	if (size >= BULK_BYTES)
+		return false; /* bounded by its bytes */
+	if (!fallback)
+		return true;
+	if (++fallback->waiting > MAX_UNREAD) /* or so many since it was counted */
+		fallback->waiting = messages_waiting(peer, MAX_UNREAD);
+	return fallback->waiting >= MAX_UNREAD;
 }
 
 /* Bytes and messages that wait; each limit has its own reason. */
@@ -307,7 +314,7 @@ static __always_inline bool too_much_waits(struct sk_msg_md *msg, struct tcp_soc
 	if (found & (WAITER_EDGE | WAITER_LATER)) {
 		if (!fallback)
 			fallback = fallback_of(msg);
-		if (edge_reader_full(peer, fallback, found)) {
+		if (edge_reader_full(peer, fallback, found, size)) {
 			COUNT(tcp_edge_triggered);
 			return true;
 		}

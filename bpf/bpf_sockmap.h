@@ -97,7 +97,7 @@ struct fallback {
 	struct tcp_sock *peer;
 	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
 	u64 returned;
-	u32 waiting; /* messages fused behind others since there was no backlog */
+	u32 waiting; /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
 	u16 stream;  /* so many small messages go by TCP once nothing waits */
 	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
 	u8 probing;  /* the three are what the application had set: */

@@ -67,7 +67,7 @@ events { worker_connections 1024; }
 http {
   access_log off; client_max_body_size 0; sendfile on; keepalive_requests 100000;
   client_body_temp_path /tmp/t1; proxy_temp_path /tmp/t2; fastcgi_temp_path /tmp/t3; uwsgi_temp_path /tmp/t4; scgi_temp_path /tmp/t5;
-  server { listen 127.0.0.1:8080; root /tmp/www; location /put/ { root /tmp; dav_methods PUT; } }
+  server { listen 8080; root /tmp/www; location /put/ { root /tmp; dav_methods PUT; } }
   server { listen 127.0.0.1:8081; location / { proxy_pass http://127.0.0.1:8080; proxy_http_version 1.1; proxy_request_buffering off; } }
 }
 END
@@ -75,6 +75,18 @@ END
 
 nginx() { serve 8080 nginx -c /tmp/nginx.conf; }
 
+# Sets address, where a service that load.sh excludes is on plain TCP.  A
+# sockfuse that is on in a cgroup above knows nothing of the exclusion; only
+# what is not loopback is left out by both.
+excluded_address() {
+  address=127.0.0.1
+  ! "$BPFTOOL" cgroup show "$CGROUP" effective | grep -qw cgroup_sock_ops || {
+    address=192.0.2.1
+    ip address add 192.0.2.1/32 dev lo
+  }
+}
+
+# haproxy_configuration ADDRESS OPTION
 haproxy_configuration() {
   cat <<END
 global
@@ -84,13 +96,13 @@ defaults
   timeout connect 5s
   timeout client 30s
   timeout server 30s
-  $1
+  $2
 listen plain
-  bind 127.0.0.1:8090
-  server nginx 127.0.0.1:8080
+  bind $1:8090
+  server nginx $1:8080
 listen tls
-  bind 127.0.0.1:8443 ssl crt /tmp/pem
-  server nginx 127.0.0.1:8080
+  bind $1:8443 ssl crt /tmp/pem
+  server nginx $1:8080
 END
 }
 
@@ -112,15 +124,21 @@ fetch() {
   done
 }
 
-# proxied PORT: 1 GB and 10,000 short connections
+# proxied ADDRESS:PORT: 1 GB and 10,000 short connections
 proxied() {
   [[ -e $ROOT/tmp/www/huge ]] ||
     app bash -c 'head -c 1G /dev/zero | openssl enc -aes-128-ctr -pass pass:x -nosalt 2>/dev/null >/tmp/www/huge'
-  app bash -c "set -o pipefail; curl -sSf --max-time 120 http://127.0.0.1:$1/huge | cmp - /tmp/www/huge"
-  app curl -sSf --max-time 120 -H 'Connection: close' "http://127.0.0.1:$1/small?[1-10000]" >"$ROOT/tmp/all"
+  app bash -c "set -o pipefail; curl -sSf --max-time 120 http://$1/huge | cmp - /tmp/www/huge"
+  app curl -sSf --max-time 120 -H 'Connection: close' "http://$1/small?[1-10000]" >"$ROOT/tmp/all"
   [ "$(stat -c %s "$ROOT/tmp/all")" -eq 10000000 ]
   [ "$(split -b 1000 --filter=sha256sum "$ROOT/tmp/all" | sort -u | wc -l)" -eq 1 ]
   rm "$ROOT/tmp/all"
+}
+
+kept_out() {
+  counters
+  [ "$(counter ends_tracked)" -eq 0 ]
+  [[ $address != 127.0.0.1 ]] || (($(counter ends_excluded) >= 40000))
 }
 
 @test "nginx: static files with sendfile, keep-alive, a proxy, uploads" {
@@ -143,7 +161,7 @@ proxied() {
   load
   nginx
   certificate
-  haproxy_configuration '' >"$ROOT/tmp/haproxy.conf"
+  haproxy_configuration 127.0.0.1 '' >"$ROOT/tmp/haproxy.conf"
   serve 8443 haproxy -f /tmp/haproxy.conf
   fetch http://127.0.0.1:8090
   fetch https://127.0.0.1:8443
@@ -151,24 +169,26 @@ proxied() {
 }
 
 @test "HAProxy with splice, its ports excluded: 1 GB and 10,000 short connections" {
+  local address
+  excluded_address
   load --exclude-port 8080,8090
   nginx
   certificate
-  haproxy_configuration 'option splice-auto' >"$ROOT/tmp/haproxy.conf"
+  haproxy_configuration "$address" 'option splice-auto' >"$ROOT/tmp/haproxy.conf"
   serve 8090 haproxy -f /tmp/haproxy.conf
-  proxied 8090
-  counters
-  (($(counter ends_excluded) >= 40000))
+  proxied "$address:8090"
+  kept_out
 }
 
 @test "a Go proxy with io.Copy, its ports excluded: 1 GB and 10,000 short connections" {
+  local address
+  excluded_address
   load --exclude-port 8080,7100
   nginx
   app env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
-  serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080
-  proxied 7100
-  counters
-  (($(counter ends_excluded) >= 40000))
+  serve 7100 /tmp/proxy "$address:7100" "$address:8080"
+  proxied "$address:7100"
+  kept_out
 }
 
 @test "a Go proxy that copies, fused: 1 GB and 10,000 short connections" {
@@ -177,7 +197,7 @@ proxied() {
   [[ -e $ROOT/tmp/proxy ]] ||
     app env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
   serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080 copy
-  proxied 7100
+  proxied 127.0.0.1:7100
   fused 20000000
 }
 
