@@ -82,7 +82,7 @@ excluded_address() {
   address=127.0.0.1
   ! "$BPFTOOL" cgroup show "$CGROUP" effective | grep -qw cgroup_sock_ops || {
     address=192.0.2.1
-    ip address add 192.0.2.1/32 dev lo
+    ip address replace 192.0.2.1/32 dev lo
   }
 }
 
