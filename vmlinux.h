@@ -129,6 +129,7 @@ struct sock {
 		atomic_t rmem_alloc; /* bytes queued for the reader */
 	} sk_backlog;
 	u8 sk_userlocks;
+	u8 sk_shutdown; /* RCV_SHUTDOWN: a FIN has come */
 	int sk_rcvbuf;
 	struct socket *sk_socket; /* NULL until it is accepted */
 	struct socket_wq *sk_wq;

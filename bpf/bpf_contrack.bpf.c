@@ -16,6 +16,8 @@
 #define SOL_TCP 6
 #define TCP_KEEPIDLE 4
 #define TCP_KEEPINTVL 5
+#define RCV_SHUTDOWN 1
+#define PROBING_NS 1000000000
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -175,29 +177,53 @@ static __always_inline bool take_out(struct pair_key *key)
 	return true;
 }
 
+static __always_inline void take_out_own(struct tcp_sock *tp)
+{
+	struct pair_key key = own_key(tp, true);
+
+	if (take_out(&key))
+		return;
+	key = own_key(tp, false);
+	take_out(&key);
+}
+
 /*
- * Takes both ends out of the map: the connection is plain TCP again.  The peer
- * goes first, and only if nobody is inside its psock; then it has no message
- * under way to this end either.  A socket that is taken out loses what it has
- * not read, so both must have nothing.  False: not yet.
+ * Nothing is lost if this end leaves the map: no fused byte waits, and nobody
+ * is inside its psock who could bring one.
+ */
+static __always_inline bool may_leave(struct sk_psock *psock)
+{
+	return no_fused_bytes(psock) && READ(psock, refcnt.refs.counter) == 1;
+}
+
+/*
+ * The sender takes both ends out of the map: the connection is plain TCP again.
+ * The peer goes first; then it has no message under way to this end either.
+ * True: the peer is out.
  */
 static __always_inline bool unfuse(struct tcp_sock *tp, struct tcp_sock *peer)
 {
 	struct sk_psock *own = psock_of(tp), *others = psock_of(peer);
-	struct pair_key key;
+	struct pair_key key = peer_key(tp);
 
-	if (!own || !no_fused_bytes(own) || !others ||
-	    READ(others, refcnt.refs.counter) != 1)
+	if (!others)
+		return true;
+	if (!own || !no_fused_bytes(own) || !may_leave(others))
 		return false;
-	key = peer_key(tp);
 	if (!take_out(&key) || READ(others, refcnt.refs.counter))
 		return false;
-	key = own_key(tp, true);
-	if (!take_out(&key)) {
-		key = own_key(tp, false);
-		take_out(&key);
-	}
+	take_out_own(tp);
 	return true;
+}
+
+/* The reader takes itself out.  True: it is out. */
+static __always_inline bool leave(struct tcp_sock *tp)
+{
+	struct sk_psock *psock = psock_of(tp);
+
+	if (psock && may_leave(psock))
+		take_out_own(tp);
+	return !psock_of(tp);
 }
 
 static __always_inline void set_option(struct bpf_sock_ops *skops, int level, int option,
@@ -206,17 +232,23 @@ static __always_inline void set_option(struct bpf_sock_ops *skops, int level, in
 	bpf_setsockopt(skops, level, option, &value, sizeof(value));
 }
 
-/* A segment each second (tcp_keepalive_timer), and an answer to it. */
-static __always_inline void start_probing(struct bpf_sock_ops *skops,
-					  struct fallback *fallback)
+/* mend_seam() runs again each second, before the segment of tcp_keepalive_timer(). */
+static __always_inline void start_probing(struct bpf_sock_ops *skops)
 {
+	struct bpf_sock *sk = skops->sk;
+	struct fallback *fallback;
 	int size = sizeof(int);
 
-	if (bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &fallback->keepalive, size) ||
+	if (!sk)
+		return;
+	fallback =
+		bpf_sk_storage_get(&fuse_fallback, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!fallback || fallback->probing_since ||
+	    bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &fallback->keepalive, size) ||
 	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPIDLE, &fallback->keepidle, size) ||
 	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &fallback->keepintvl, size))
 		return;
-	fallback->probing = 1;
+	fallback->probing_since = bpf_ktime_get_ns();
 	set_option(skops, SOL_TCP, TCP_KEEPIDLE, 1);
 	set_option(skops, SOL_TCP, TCP_KEEPINTVL, 1);
 	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, 1);
@@ -225,56 +257,75 @@ static __always_inline void start_probing(struct bpf_sock_ops *skops,
 static __always_inline void stop_probing(struct bpf_sock_ops *skops,
 					 struct fallback *fallback)
 {
-	fallback->probing = 0;
+	fallback->probing_since = 0;
 	set_option(skops, SOL_TCP, TCP_KEEPIDLE, fallback->keepidle);
 	set_option(skops, SOL_TCP, TCP_KEEPINTVL, fallback->keepintvl);
 	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, fallback->keepalive);
 }
 
+/* TCP bytes that the reader has not taken; a FIN is none. */
+static __always_inline bool tcp_bytes_wait(struct tcp_sock *tp)
+{
+	u32 fin = sk_of(tp)->sk_shutdown & RCV_SHUTDOWN;
+
+	return (int)(tp->rcv_nxt - fin - tp->copied_seq) > 0;
+}
+
+/* As the sender of TCP bytes, before they leave: the reader meets no seam. */
+static __always_inline void mend_as_sender(struct tcp_sock *tp, struct fallback *fallback)
+{
+	u32 found = waiters(fallback->peer);
+
+	if (found & WAITER_EDGE ? unfuse(tp, fallback->peer) : !(found & WAITER_LATER))
+		fallback->seam = 0;
+}
+
+/*
+ * As the reader of TCP bytes, before they are acknowledged.  Once the fused
+ * ones have been read, it leaves the map and has the kernel tell again of TCP's:
+ * tcp_set_rcvlowat() does when SO_RCVLOWAT is set to what it is.  While fused
+ * bytes wait, nothing will happen on the socket when they are read (the sender
+ * may be gone by then), so it probes the peer until they are.
+ */
+static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
+					   struct tcp_sock *tp)
+{
+	u32 found = waiters(tp);
+	struct sk_psock *psock;
+
+	if (!(found & (WAITER_EDGE | WAITER_LATER)))
+		return;
+	if (!(found & WAITER_EDGE) || !leave(tp))
+		start_probing(skops);
+	psock = psock_of(tp);
+	if (found & WAITER_EDGE && (!psock || no_fused_bytes(psock)))
+		set_option(skops, SOL_SOCKET, SO_RCVLOWAT, sk_of(tp)->sk_rcvlowat);
+}
+
 /*
  * Before each segment of an end that was tracked.  An edge-triggered reader
  * must not be left at the seam between fused and TCP bytes (edge_reader_full()
- * in bpf_redirect.bpf.c tells why).  The sender of TCP bytes takes both ends
- * out of the map when the fused ones have been read.  While they have not,
- * nothing will happen on either socket when they are; so it has TCP probe the
- * peer.  The reader's end finds, before it acknowledges, that no fused byte
- * waits but TCP's do, and has the kernel tell of those again: tcp_set_rcvlowat()
- * does when SO_RCVLOWAT is set to what it is.
+ * in bpf_redirect.bpf.c tells why).
  */
 static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct fallback *fallback;
-	struct tcp_sock *tp, *peer;
-	struct sk_psock *psock;
+	struct tcp_sock *tp;
 
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp)
 		return;
-	psock = psock_of(tp);
-	if (tp->rcv_nxt != tp->copied_seq && (!psock || no_fused_bytes(psock)) &&
-	    waiters(tp) & WAITER_EDGE)
-		set_option(skops, SOL_SOCKET, SO_RCVLOWAT, sk_of(tp)->sk_rcvlowat);
-
 	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
-	if (fallback && fallback->seam && fallback->peer) {
-		u32 found = waiters(fallback->peer);
+	if (fallback && fallback->seam && fallback->peer)
+		mend_as_sender(tp, fallback);
+	if (tcp_bytes_wait(tp))
+		mend_as_reader(skops, tp);
+	else if (fallback && fallback->probing_since &&
+		 bpf_ktime_get_ns() - fallback->probing_since > PROBING_NS)
+		stop_probing(skops, fallback);
 
-		peer = fallback->peer;
-		psock = psock_of(peer);
-		if (psock && (!no_fused_bytes(psock) ||
-			      (found & WAITER_EDGE && !unfuse(tp, peer)))) {
-			if (!fallback->probing)
-				start_probing(skops, fallback);
-			return;
-		}
-		if (found & WAITER_LATER)
-			return; /* it may still turn out to be edge-triggered */
-		fallback->seam = 0;
-		if (fallback->probing)
-			stop_probing(skops, fallback);
-	}
-	if (!psock_of(tp))
+	if (!psock_of(tp) && !(fallback && fallback->probing_since))
 		bpf_sock_ops_cb_flags_set(skops,
 					  skops->bpf_sock_ops_cb_flags &
 						  ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);

@@ -48,7 +48,9 @@
 
 #define EDGE_BYTES 65536 /* a request or an answer, edge_reader_full() */
 #define MAX_UNREAD 1024	 /* messages, where TCP would be wrong behind them */
-#define DRAIN_SPINS 1000 /* some 25 us */
+#define DRAIN_WAIT_NS 100000
+#define DRAIN_SPINS 250
+#define DRAIN_PAUSES 16 /* of some 20 ns */
 #define STREAM_MESSAGES 64
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -253,10 +255,15 @@ static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock
 /* No fused byte waits; a reader on another processor is given a moment. */
 static __always_inline bool drained(struct tcp_sock *peer)
 {
+	u64 now = bpf_ktime_get_ns(), end = now + DRAIN_WAIT_NS;
+
 	for (int i = 0; i < DRAIN_SPINS; i++) {
 		if (no_fused_bytes(psock_of(peer)))
 			return true;
-		bpf_ktime_get_ns(); /* a pause of some 20 ns */
+		for (int pause = 0; pause < DRAIN_PAUSES; pause++)
+			now = bpf_ktime_get_ns();
+		if (now > end)
+			return false;
 	}
 	return false;
 }

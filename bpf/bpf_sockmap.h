@@ -100,7 +100,9 @@ struct fallback {
 	u32 waiting; /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
 	u16 stream;  /* so many small messages go by TCP once nothing waits */
 	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
-	u8 probing;  /* the three are what the application had set: */
+	/* Not 0: ktime since when it probes, mend_as_reader(); what the application had:
+	 */
+	u64 probing_since;
 	int keepalive;
 	int keepidle;
 	int keepintvl;

@@ -241,5 +241,5 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   [ "$status" -eq 0 ]
   [ "$(counter ends_unfused)" -eq 0 ]
   [ "$(counter tcp_peer_unknown)" -le 2 ]
-  (($(counter fused_messages) >= 600))
+  [ "$(counter fused_bytes)" -eq "$(value bytes)" ]
 }

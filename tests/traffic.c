@@ -926,6 +926,7 @@ struct edge_round {
 	size_t buffer;
 	bool asks;
 	int accept_ms, register_ms, read_ms; /* how late the server is */
+	int answer_ms; /* how late the client reads the last answer, all of it sent */
 	int dialogues;
 };
 
@@ -952,12 +953,15 @@ static void edge_random(struct edge_round *round, uint64_t limit)
 	 * docs/semantics.md. */
 	round->register_ms = round->bytes[0] > 1000000 ? 0 : random_delay();
 	round->read_ms = random_delay();
-	round->dialogues = 3;
+	round->dialogues = random_below(2) ? 1 : 3;
+	round->answer_ms = random_delay();
 	/* Where tcp_rmem[2] is 1 MB, more than is fused and no more than TCP's window. */
 	if (!limit && !random_below(8)) {
-		round->messages[0] = 1000 + random_below(30000);
-		round->bytes[0] = 500000 + random_below(60000);
-		round->read_ms = 700;
+		int way = random_below(2);
+
+		round->messages[way] = 1000 + random_below(30000);
+		round->bytes[way] = 500000 + random_below(60000);
+		*(way ? &round->answer_ms : &round->read_ms) = 700;
 	}
 }
 
@@ -1027,6 +1031,8 @@ static int run_edge(char **args)
 		edge_register(&r, fd);
 		for (int j = 0; j < round.dialogues; j++) {
 			send_messages(fd, 1, round.bytes[0], round.messages[0]);
+			if (j == round.dialogues - 1 && round.answer_ms)
+				usleep(round.answer_ms * 1000);
 			edge_read(&r, 2, round.bytes[1]);
 			total += round.bytes[0] + round.bytes[1];
 		}

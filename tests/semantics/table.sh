@@ -38,8 +38,11 @@ $(awk -F '\t' '{ gsub(/\|/, "\\|"); printf "| `%s` | %s | %s | %s | %s |\n", $1,
 To exclude a service, give \`load.sh --exclude-port\` the port that it listens on, or \`--cgroup\` a cgroup that it is not in.
 
 An edge-triggered reader gets an edge for every byte (\`traffic edge\` in the tests), at the latest a second after it has read
-what was fused before; until then \`SO_KEEPALIVE\`, \`TCP_KEEPIDLE\` and \`TCP_KEEPINTVL\` of its peer read as 1.  Two things can still delay one until the next bytes come: \`unload.sh\` while such a reader has unread
-fused bytes, and \`load.sh\` again, for connections of the load before.
+what was fused before TCP bytes.  While both wait for a reader that is edge-triggered, or may yet be, its end probes its
+peer: \`SO_KEEPALIVE\`, \`TCP_KEEPIDLE\` and \`TCP_KEEPINTVL\` read as 1 there.  Three things can leave it without an edge until the
+next bytes come: \`unload.sh\` while such a reader has unread fused bytes; \`load.sh\` again, for connections of the load
+before; and a reader that takes more than a minute (TIME_WAIT) to read so large a backlog that TCP took over, when its
+peer has closed: the probe is answered by a reset then.  epoll tells that as EPOLLHUP; who reads to the end after it has all.
 
 ## The same
 
