@@ -191,7 +191,7 @@ extern const void ep_poll_callback __ksym __weak;
 #define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
 
 /* Who waits in the peer's wait queue; epoll does while it watches the socket. */
-static __always_inline u32 waiters(struct tcp_sock *peer)
+static __noinline u32 waiters(struct tcp_sock *peer)
 {
 	struct socket *socket = READ(sk_of(peer), sk_socket);
 	struct file *file = READ(socket, file);
