@@ -78,7 +78,7 @@ semantics: objects helpers
 
 # CALLS and SEED may be given.
 fuzz: objects helpers
-	$(Q)BPFTOOL=$(BPFTOOL) tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
 
 lint:
 	$(Q)./deps.sh lint

@@ -81,8 +81,8 @@ nginx() { serve 8080 nginx -c /tmp/nginx.conf; }
 excluded_address() {
   address=127.0.0.1
   ! "$BPFTOOL" cgroup show "$CGROUP" effective | grep -qw cgroup_sock_ops || {
-    address=192.0.2.1
-    ip address replace 192.0.2.1/32 dev lo
+    address=$PLAIN_ADDRESS
+    plain_address
   }
 }
 

@@ -95,9 +95,8 @@ iperf3_run() {
 
 @test "an address that is not loopback stays on TCP and out of the map" {
   load
-  ip address add 192.0.2.1/32 dev lo
-  run "$TRAFFIC" echo 192.0.2.1 192.0.2.1 10000
-  ip address del 192.0.2.1/32 dev lo
+  plain_address
+  run "$TRAFFIC" echo "$PLAIN_ADDRESS" "$PLAIN_ADDRESS" 10000
   [ "$status" -eq 0 ]
   [ "$(counter ends_tracked)" -eq 0 ]
   [ "$(counter fused_messages)" -eq 0 ]

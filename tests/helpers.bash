@@ -21,7 +21,12 @@ counters() {
 # counter NAME [JSON]
 counter() { jq ".$1" <<<"${2:-$(counters)}"; }
 
-# set_byte 0|1: the fuse switch
+# An address of this host that is not loopback: what goes there is plain TCP,
+# whatever is on, in a cgroup above too.
+readonly PLAIN_ADDRESS=192.0.2.1
+plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
+
+# set_fuse 0|1: the fuse switch
 set_fuse() {
   "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0
 }

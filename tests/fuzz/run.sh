@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
 # run.sh CALLS [SEED]: random calls on plain TCP and fused, compared (make fuzz).
+# Inside isolate.sh only.
 set -euo pipefail
-here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+BATS_TEST_DIRNAME=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd) # as bats would set it
+# shellcheck source=tests/helpers.bash
+. "$BATS_TEST_DIRNAME/helpers.bash"
 
-((EUID == 0)) || {
-  echo "run.sh: root is needed; try: sudo make fuzz" >&2
-  exit 3
-}
-[[ ${SOCKFUSE_ISOLATED-} ]] || SOCKFUSE_ISOLATED=1 exec "$here/../isolate.sh" "$0" "$@"
-ip address add 192.0.2.1/32 dev lo # not loopback, so plain TCP
-"$here/../../load.sh" --quiet
-trap '"$here/../../unload.sh" --quiet' EXIT
-"$here/fuzz" 192.0.2.1 127.0.0.1 "$@"
+plain_address
+"$here/load.sh" --quiet
+trap 'unload --quiet' EXIT
+"$here/tests/fuzz/fuzz" "$PLAIN_ADDRESS" 127.0.0.1 "$@"

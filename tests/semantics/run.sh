@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# run.sh DIRECTORY: runs the catalogue on plain TCP and fused, both at a time,
-# and writes plain.tsv, fused.tsv and counters.json into DIRECTORY.  Inside
-# isolate.sh only.
+# run.sh DIRECTORY [OPTION of load.sh...]: runs the catalogue on plain TCP and
+# fused, both at a time, and writes plain.tsv, fused.tsv and counters.json into
+# DIRECTORY.  Inside isolate.sh only.
 set -euo pipefail
 BATS_TEST_DIRNAME=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd) # as bats would set it
 # shellcheck source=tests/helpers.bash
 . "$BATS_TEST_DIRNAME/helpers.bash"
 
 mkdir -p "$CGROUP/plain" "$CGROUP/fused"
-load --cgroup "$CGROUP/fused"
+load --cgroup "$CGROUP/fused" "${@:2}"
 trap 'unload --quiet' EXIT
 # catalogue PATH ADDRESS DIRECTORY
 catalogue() {
@@ -18,8 +18,8 @@ catalogue() {
 
 # Plain TCP has an address that is not loopback: a sockfuse that is on in a cgroup
 # above, as after "make load", would fuse that too.
-ip address add 192.0.2.1/32 dev lo
-catalogue plain 192.0.2.1 "$1" &
+plain_address
+catalogue plain "$PLAIN_ADDRESS" "$1" &
 catalogue fused 127.0.0.1 "$1" &
 wait
 counters >"$1/counters.json"
