@@ -20,14 +20,19 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
-OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/apps/root.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh \
-	tests/semantics/run.sh tests/semantics/table.sh tests/fuzz/run.sh
+	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh \
+	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
-.PHONY: all objects helpers deps load check bench semantics fuzz lint clean
+# What tests/apps.bats runs, and what tests need in an emulated machine.
+APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
+	rsync python3 nodejs golang-go default-jdk-headless iperf3 git
+VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
+
+.PHONY: all objects helpers deps load check vmcheck bench semantics semantics-kernels fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -54,6 +59,12 @@ tests/traffic tests/semantics/catalogue tests/fuzz/fuzz bench/ratio: %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
 
+tests/vm/proxy: tests/apps/proxy.go
+	$(call msg,GO,$@)
+	$(Q)cp $< tests/apps/root/tmp/proxy.go
+	$(Q)chroot tests/apps/root env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
+	$(Q)mv tests/apps/root/tmp/proxy $@
+
 # Installs what is missing, with the host's own package manager.
 deps:
 	$(Q)./deps.sh load
@@ -66,15 +77,30 @@ load:
 check:
 	$(Q)./deps.sh load check
 	$(Q)$(MAKE) objects helpers
-	$(Q)tests/apps/root.sh || true # tests/apps.bats says what is skipped
+	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true # tests/apps.bats says what is skipped
 	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh
 
+# The guard, on Debian's KERNEL (6.12, say) under emulation.
+vmcheck: objects helpers
+	$(Q)./deps.sh load check vm
+	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS)
+	$(Q)$(MAKE) tests/vm/proxy
+	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
+	$(Q)tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/guard.bats
+
 bench: objects helpers
-	$(Q)BPFTOOL=$(BPFTOOL) bench/run.sh
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh
 
 # Writes docs/semantics.md.
 semantics: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/semantics/table.sh
+
+# Writes tests/semantics/kernels.tsv, from emulated machines.
+semantics-kernels: objects helpers
+	$(Q)./deps.sh load check vm
+	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
+	$(Q)for kernel in 6.1 6.12; do tests/vm/run.sh $$kernel tests/semantics/modes.sh; done | \
+		sed -n 's/^.*differs\t/differs\t/p' >tests/semantics/kernels.tsv
 
 # CALLS and SEED may be given.
 fuzz: objects helpers
@@ -87,4 +113,4 @@ lint:
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 
 clean:
-	$(Q)rm -f $(OBJECTS) $(HELPERS)
+	$(Q)rm -f $(OBJECTS) $(HELPERS) tests/vm/proxy

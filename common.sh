@@ -12,6 +12,8 @@ readonly STAGING=$PIN_DIR/staging
 # The maps that outlive a reload; their names say that a program is ours.
 readonly SETTINGS=fuse_settings
 readonly COUNTERS=fuse_counters
+readonly MARKS=fuse_marks
+readonly GUARDED=fuse_guarded
 readonly LOCK=/run/sockfuse.lock
 readonly LOCK_WAIT=60 # seconds
 

@@ -7,11 +7,11 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [check] [lint]
+Usage: deps.sh [load] [check] [vm] [lint]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
-sockfuse (load), to run its tests (check), or to check its style (lint).  The
-command is printed before it is run.
+sockfuse (load), to run its tests here (check) or in a virtual machine (vm), or
+to check its style (lint).  The command is printed before it is run.
 
   --help    this text
 
@@ -38,6 +38,8 @@ check  curl                        curl          curl           curl            
 check  openssl                     openssl       openssl        openssl         openssl
 check  debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
 check  sysctl                      procps        procps-ng      procps          procps-ng
+vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
+vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt
 lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
@@ -80,7 +82,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | check | lint) ;;
+    load | check | vm | lint) ;;
     --help)
       usage
       exit 0

@@ -7,7 +7,8 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: load.sh [--cgroup PATH] [--exclude-port LIST] [--max-connections N] [--quiet]
+Usage: load.sh [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
+               [--no-guard | --careful] [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -19,6 +20,11 @@ what is loaded; live connections go on.
                          ports: numbers and ranges, as 80,443,6000-6010
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
+  --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
+                         MSG_OOB, …); where the kernel has no BTF trampolines
+                         load.sh says that this is so
+  --careful              fuse only for readers that have been seen to read
+                         plainly; needs the guard
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -31,6 +37,8 @@ EOF
 CGROUP=
 EXCLUDE=
 MAX_CONNECTIONS=65536
+GUARD=1
+CAREFUL=
 parse_arguments() {
   while (($#)); do
     case $1 in
@@ -49,6 +57,8 @@ parse_arguments() {
         MAX_CONNECTIONS=$2
         shift
         ;;
+      --no-guard) GUARD= ;;
+      --careful) CAREFUL=1 ;;
       --quiet) QUIET=1 ;;
       --help)
         usage
@@ -58,6 +68,7 @@ parse_arguments() {
     esac
     shift
   done
+  [[ ! $CAREFUL || $GUARD ]] || die "$EX_USAGE" "--careful needs the guard" "see: $0 --help"
   # Each connection has two sockets; the kernel allocates the buckets at once.
   if [[ ! $MAX_CONNECTIONS =~ ^[1-9][0-9]{0,7}$ ]] || ((MAX_CONNECTIONS > 16777216)); then
     die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
@@ -113,7 +124,7 @@ find_cgroup() {
 # The objects, built if they are missing or older than what they are made of.
 build() {
   local name source stale=
-  for name in bpf_contrack bpf_redirect; do
+  for name in bpf_contrack bpf_redirect bpf_guard; do
     for source in "$here/bpf/$name.bpf.c" "$here/bpf/bpf_sockmap.h" "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
@@ -155,7 +166,7 @@ load_error() {
     /-- END PROG LOAD LOG --/ { inside = 0 }
     inside && !/^(processed|verification time|stack depth) / { reason = $0 }
     /-- BEGIN PROG LOAD LOG --/ { inside = 1 }
-    /^libbpf: / && !first { first = $0 }
+    /^(libbpf|Error): / && !first { first = $0 }
     END { print reason ? reason : first ? first : "no reason given" }'
 }
 
@@ -169,42 +180,83 @@ load_program() {
       "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
 }
 
-# Bytes of struct counters; another version of sockfuse may have others, and
-# then begins to count anew.
-counters_size() {
-  "$BPFTOOL" -j btf dump file "$here/bpf/bpf_contrack.bpf.o" |
-    jq 'first(.types[] | select(.kind == "STRUCT" and .name == "counters").size)'
-}
-counters_size_now() {
-  "$BPFTOOL" -j map show pinned "$PIN_DIR/$COUNTERS" 2>/dev/null | jq '.bytes_value'
+# same_size STRUCT MAP_REFERENCE...: whether that map holds what this version
+# does.  Another version of sockfuse may have left it.
+same_size() {
+  local now
+  now=$("$BPFTOOL" -j map show "${@:2}" 2>/dev/null | jq '.bytes_value')
+  [[ $now == "$("$BPFTOOL" -j btf dump file "$here/bpf/bpf_contrack.bpf.o" |
+    jq --arg name "$1" 'first(.types[] | select(.kind == "STRUCT" and .name == $name).size)')" ]]
 }
 
 # Everything is loaded aside first, and renamed once it works.
 stage() {
-  local settings reuse_settings=() reuse_counters=()
+  local settings reuse_settings=() reuse_counters=() reuse_marks=()
   run mkdir -p "$STAGING"
   # Settings and counters stay: live connections keep the programs that they
   # have, and unload.sh must be able to switch those off too.
   settings=$(our_settings | head -n 1)
-  if [[ $settings ]]; then
+  if [[ $settings ]] && ! same_size settings id "$settings"; then
+    OLD_SETTINGS=$settings
+  elif [[ $settings ]]; then
     reuse_settings=(map name "$SETTINGS" id "$settings")
-    FUSE_BEFORE=$("$BPFTOOL" -j map dump id "$settings" | jq '.[0].formatted.value.fuse')
+    read -r FUSE_BEFORE CAREFUL_BEFORE < <("$BPFTOOL" -j map dump id "$settings" |
+      jq -r '.[0].formatted.value | "\(.fuse) \(.careful)"')
     SETTINGS_MAP=(id "$settings")
   fi
-  [[ $(counters_size_now) != "$(counters_size)" ]] ||
+  ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
     reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
+  # What was seen of live connections holds for them.
+  [[ ! -e $PIN_DIR/$MARKS ]] || reuse_marks=(map name "$MARKS" pinned "$PIN_DIR/$MARKS")
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||
     die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: load.sh --max-connections 10000"
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
-    map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}"
+    map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}" "${reuse_marks[@]}"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" \
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
     map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS" \
-    map name fuse_fallback pinned "$STAGING/maps/fuse_fallback"
+    map name fuse_fallback pinned "$STAGING/maps/fuse_fallback" \
+    map name "$MARKS" pinned "$STAGING/maps/$MARKS"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
+}
+
+# guard_refused ARGUMENT...: loads and attaches the guard; prints why not, and
+# nothing if it is.  bpftool pins the links, but the programs if it cannot attach.
+guard_refused() {
+  local log pin
+  [[ $("$BPFTOOL" prog help 2>&1) == *autoattach* ]] || {
+    echo "this bpftool cannot attach it, 7.5 can"
+    return
+  }
+  log=$("$BPFTOOL" prog loadall "$@" autoattach 2>&1) || {
+    load_error <<<"$log"
+    return
+  }
+  for pin in "$STAGING"/guard/*; do
+    # bpftool 7.5 shows a link, then an error
+    [[ $("$BPFTOOL" link show pinned "$pin" 2>/dev/null || true) == *prog* ]] || echo "$BPFTOOL did not attach ${pin##*/}"
+  done
+}
+
+# The optional third object.
+guard() {
+  local name maps why
+  [[ $GUARD ]] || return 0
+  maps=(map name sock_ops_map pinned "$STAGING/sock_ops_map")
+  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" fuse_fallback; do
+    maps+=(map name "$name" pinned "$STAGING/maps/$name")
+  done
+  say "+ $BPFTOOL prog loadall $here/bpf/bpf_guard.bpf.o $STAGING/guard ${maps[*]} autoattach"
+  why=$(guard_refused "$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" "${maps[@]}")
+  [[ $why ]] || return 0
+  GUARD=
+  rm -rf "$STAGING/guard"
+  [[ ! $CAREFUL ]] ||
+    die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out, or see Requirements in README.md"
+  say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB (docs/semantics.md): $why"
 }
 
 # The verdict program first: a socket gets it when it enters the map.  The new
@@ -215,6 +267,8 @@ attach() {
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
   run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
+  set_setting "${SETTINGS_MAP[@]}" careful "${CAREFUL:-0}"
+  [[ ! $CAREFUL ]] || set_setting "${SETTINGS_MAP[@]}" marks 1
   set_setting "${SETTINGS_MAP[@]}" fuse 1
   run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
     die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
@@ -240,7 +294,12 @@ commit() {
   run mv -fT "$STAGING/bpf_sockops" "$PIN_SOCKOPS"
   run mv -fT "$STAGING/maps/$SETTINGS" "$PIN_DIR/$SETTINGS"
   run mv -fT "$STAGING/maps/$COUNTERS" "$PIN_DIR/$COUNTERS"
+  run mv -fT "$STAGING/maps/$MARKS" "$PIN_DIR/$MARKS"
+  run mv -fT "$STAGING/maps/$GUARDED" "$PIN_DIR/$GUARDED"
+  [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
+  [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
   detach_all_but "$NEW_ID"
+  [[ ! $OLD_SETTINGS ]] || set_setting id "$OLD_SETTINGS" fuse 0 # nobody could later
   run rm -rf "$STAGING"
   trap - EXIT
 }
@@ -250,7 +309,10 @@ undo() {
   trap '' INT TERM HUP
   set +e
   [[ ! $NEW_ID ]] || detach_all_but "$OLD_IDS" >/dev/null
-  [[ ! ${FUSE_BEFORE-} ]] || set_setting "${SETTINGS_MAP[@]}" fuse "$FUSE_BEFORE"
+  if [[ ${FUSE_BEFORE-} ]]; then
+    set_setting "${SETTINGS_MAP[@]}" fuse "$FUSE_BEFORE"
+    set_setting "${SETTINGS_MAP[@]}" careful "$CAREFUL_BEFORE"
+  fi
   [[ ${FUSE_BEFORE-} || ${#SETTINGS_MAP[@]} == 0 ]] || set_setting "${SETTINGS_MAP[@]}" fuse 0 2>/dev/null
   rm -rf "$STAGING"
   rmdir "$PIN_DIR" 2>/dev/null # only if nothing was loaded before
@@ -268,7 +330,7 @@ need_root "$@"
 need_host
 find_cgroup
 build
-MOUNTED='' FUSE_BEFORE='' NEW_ID='' OLD_IDS='' SETTINGS_MAP=()
+MOUNTED='' FUSE_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 take_lock
 trap undo EXIT
 trap 'exit 130' INT
@@ -279,6 +341,7 @@ refuse_foreign_pins
 rm -rf "$STAGING" # of a load that was killed
 stage
 exclude
+guard
 attach
 check
 commit

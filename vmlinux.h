@@ -35,12 +35,21 @@ typedef struct {
 	atomic_t refs;
 } refcount_t;
 
-/* net/net_namespace.h, net/netns/ipv4.h */
+typedef struct {
+	long long counter;
+} atomic64_t;
+
+/* net/net_namespace.h, net/netns/ipv4.h, linux/ns_common.h */
 struct netns_ipv4 {
 	int sysctl_tcp_rmem[3];
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
 struct net {
+	struct ns_common ns;
 	struct netns_ipv4 ipv4;
 };
 
@@ -74,12 +83,25 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
+struct inode {
+	unsigned short i_mode;
+};
+
 struct file {
 	unsigned int f_flags;
+	struct inode *f_inode;
 };
+
+struct sock;
 
 struct socket {
 	struct file *file;
+	struct sock *sk;
+};
+
+/* linux/socket.h */
+struct msghdr {
+	unsigned int msg_flags;
 };
 
 struct socket_wq {
@@ -102,6 +124,7 @@ struct eppoll_entry {
 
 /* net/sock.h */
 struct proto {
+	int (*recvmsg)(void);
 	atomic_long_t *memory_allocated; /* pages, all of TCP */
 	long *sysctl_mem;		 /* net.ipv4.tcp_mem, pages */
 };
@@ -117,6 +140,9 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	struct proto *skc_prot;
 	possible_net_t skc_net;
+	u16 skc_num;	       /* local port, host byte order */
+	u16 skc_dport;	       /* network byte order */
+	atomic64_t skc_cookie; /* 0 until somebody asked for it */
 };
 
 typedef struct {
@@ -137,7 +163,9 @@ struct sock {
 	struct mem_cgroup *sk_memcg;
 	socket_lock_t sk_lock;
 	u32 sk_tsflags; /* SO_TIMESTAMPING; u16 before 6.6 */
+	int sk_err;
 	int sk_rcvlowat;
+	long sk_rcvtimeo;     /* jiffies; LONG_MAX: none */
 	int sk_peek_off;      /* negative: SO_PEEK_OFF not set */
 	int sk_forward_alloc; /* bytes charged and not yet used */
 	u8 sk_kern_sock : 1;

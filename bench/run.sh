@@ -1,14 +1,10 @@
 #!/usr/bin/env bash
 # run.sh [ROUNDS] [SECONDS]: the speed of fused connections as a ratio of plain
-# TCP, both measured in turn in the same run; medians of the rounds.
+# TCP, both measured in turn in the same run; medians of the rounds (make bench).
+# Inside isolate.sh only.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
-((EUID == 0)) || {
-  echo "run.sh: root is needed; try: sudo make bench" >&2
-  exit 3
-}
-[[ ${SOCKFUSE_ISOLATED-} ]] || SOCKFUSE_ISOLATED=1 exec "$here/../tests/isolate.sh" "$0" "$@"
 rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
 last_cpu=$(($(nproc) - 1))
 cgroup=/sys/fs/cgroup

@@ -47,13 +47,31 @@ struct {
 } fuse_excluded SEC(".maps");
 
 /* The end that accepted has the port that its service listens on. */
-static __always_inline bool excluded(struct bpf_sock_ops *skops)
+static __always_inline u16 service_port(struct bpf_sock_ops *skops)
 {
-	u16 port = skops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
-			   ? skops->local_port
-			   : bpf_ntohl(skops->remote_port);
+	return skops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+		       ? skops->local_port
+		       : bpf_ntohl(skops->remote_port);
+}
 
-	return bpf_map_lookup_elem(&fuse_excluded, &port);
+/* Policy of load.sh, and what bpf_guard.bpf.c has learned. */
+static __always_inline bool kept_out(struct bpf_sock_ops *skops, struct tcp_sock *tp)
+{
+	u16 port = service_port(skops);
+	struct service service = {
+		.netns = sk_of(tp)->__sk_common.skc_net.net->ns.inum,
+		.port = port,
+	};
+
+	if (bpf_map_lookup_elem(&fuse_excluded, &port)) {
+		COUNT(ends_excluded);
+		return true;
+	}
+	if (bpf_map_lookup_elem(&fuse_guarded, &service)) {
+		COUNT(ends_guarded);
+		return true;
+	}
+	return false;
 }
 
 /* Policy: which connections may be fused at all. */
@@ -118,10 +136,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		return;
 	if (set->trace)
 		trace_end(skops);
-	if (excluded(skops)) {
-		COUNT(ends_excluded);
+	if (kept_out(skops, tp))
 		return;
-	}
 	if (left_out(tp)) {
 		COUNT(ends_left_out);
 		return;
@@ -132,9 +148,9 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
 	if (!err) {
 		COUNT(ends_tracked);
-		bpf_sock_ops_cb_flags_set(skops,
-					  skops->bpf_sock_ops_cb_flags |
-						  BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(
+			skops, skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+				       BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 	} else if (err == -E2BIG) {
 		COUNT(ends_map_full);
 	} else {
@@ -146,27 +162,29 @@ static __always_inline void track(struct bpf_sock_ops *skops)
  * connect(AF_UNSPEC) leaves a socket in the map, with what it has not read:
  * connected again, it would read the old connection's bytes as the new one's.
  * To take the socket out drops them, as tcp_disconnect() does with its own.
- * Its counters are gone by now, so the key comes from the map's element.
+ * Its counters may be gone by now, so the key comes from the map's element.
  */
 static __always_inline void forget(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
-	struct sk_psock_link *link;
-	struct bpf_shtab_elem *elem;
-	struct sk_psock *psock;
 	struct pair_key key;
 
-	psock = tp ? psock_of(tp) : NULL;
-	if (!psock)
-		return; /* as good as every connect() */
-	link = (void *)READ(psock, link.next) -
-	       bpf_core_field_offset(struct sk_psock_link, list);
-	elem = READ(link, link_raw);
-	/* The kernel's own sockets keep other things in sk_user_data. */
-	if (READ(elem, sk) != sk_of(tp))
-		return;
-	if (!bpf_probe_read_kernel(&key, sizeof(key), &elem->key))
+	if (tp && stored_key(tp, &key)) /* hardly ever, at connect() */
 		bpf_map_delete_elem(&sock_ops_map, &key);
+}
+
+/*
+ * tcp_disconnect() closes what was open, and nothing has gone wrong.  Half
+ * closed connections end so too by themselves (tcp_time_wait), and then what
+ * has not been read must stay; of those forget() learns at the next connect().
+ */
+static __always_inline bool disconnects(struct bpf_sock_ops *skops)
+{
+	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+
+	return tp && !sk_of(tp)->sk_err && skops->args[1] == BPF_TCP_CLOSE &&
+	       (skops->args[0] == BPF_TCP_ESTABLISHED ||
+		skops->args[0] == BPF_TCP_CLOSE_WAIT);
 }
 
 static __always_inline bool take_out(struct pair_key *key)
@@ -337,6 +355,10 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		forget(skops);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (disconnects(skops))
+			forget(skops);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		mend_seam(skops);

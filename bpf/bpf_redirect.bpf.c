@@ -102,6 +102,26 @@ static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
 	       READ_BITFIELD(sk, sk_tsflags) || READ_BITFIELD(peer, recvmsg_inq);
 }
 
+/* What bpf_guard.bpf.c has seen of this socket; 0 where nobody looks. */
+static __always_inline u8 marks_of(struct tcp_sock *tp)
+{
+	u64 cookie = READ(sk_of(tp), __sk_common.skc_cookie.counter);
+	u8 *marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+
+	return marks ? *marks : 0;
+}
+
+static __always_inline bool reader_guarded(struct tcp_sock *peer)
+{
+	struct settings *set = array_value(&fuse_settings);
+	u8 marks;
+
+	if (!set || !set->marks)
+		return false;
+	marks = marks_of(peer);
+	return marks & MARK_READER || (set->careful && !(marks & MARK_PLAIN));
+}
+
 /* Only in these states does plain TCP take bytes from send(). */
 static __always_inline bool can_send(struct tcp_sock *own)
 {
@@ -252,9 +272,13 @@ static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock
 	return false;
 }
 
-/* No fused byte waits; a reader on another processor is given a moment. */
-static __always_inline bool drained(struct tcp_sock *peer)
+/*
+ * No fused byte waits; a reader on another processor is given a moment.  A
+ * global function as waiters_of() is.
+ */
+__noinline bool drained(u64 address)
 {
+	struct tcp_sock *peer = (void *)address;
 	u64 now = bpf_ktime_get_ns(), end = now + DRAIN_WAIT_NS;
 
 	for (int i = 0; i < DRAIN_SPINS; i++) {
@@ -282,7 +306,7 @@ static __always_inline bool drained(struct tcp_sock *peer)
 static __always_inline bool
 edge_reader_full(struct tcp_sock *peer, struct fallback *fallback, u32 found, u32 size)
 {
-	if (found & WAITER_EDGE && drained(peer))
+	if (found & WAITER_EDGE && drained(address_of(peer)))
 		return true;
 	if (size >= BULK_BYTES)
 		return false; /* bounded by its bytes */
@@ -345,6 +369,10 @@ static __always_inline bool speaks_against(struct sk_msg_md *msg, struct tcp_soc
 	}
 	if (reader_wants_tcp(peer)) {
 		COUNT(tcp_socket_option);
+		return true;
+	}
+	if (reader_guarded(peer)) {
+		COUNT(tcp_guarded);
 		return true;
 	}
 	if (tcp_bytes_unread(own, peer)) {
@@ -467,6 +495,10 @@ int bpf_redir(struct sk_msg_md *msg)
 	}
 	if (writer_wants_tcp(own)) {
 		COUNT(tcp_socket_option);
+		return SK_PASS;
+	}
+	if (set->marks && marks_of(own) & MARK_WRITER) {
+		COUNT(tcp_guarded);
 		return SK_PASS;
 	}
 

@@ -44,8 +44,10 @@ struct {
 
 /* Written by the scripts; bytes, so that no script needs the byte order. */
 struct settings {
-	u8 fuse;  /* 0: every message goes by TCP, no socket enters the map */
-	u8 trace; /* 1: a line in the trace pipe for each end of a connection */
+	u8 fuse;    /* 0: every message goes by TCP, no socket enters the map */
+	u8 trace;   /* 1: a line in the trace pipe for each end of a connection */
+	u8 marks;   /* 1: fuse_marks is to be looked at; set by bpf_guard.bpf.c */
+	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 };
 
 struct {
@@ -55,13 +57,51 @@ struct {
 	__type(value, struct settings);
 } fuse_settings SEC(".maps");
 
+/*
+ * What bpf_guard.bpf.c has seen the application do on a socket, by its cookie.
+ * Without that object this stays empty.
+ */
+#define MARK_READER 1 /* reads as only TCP can: what it receives goes by TCP */
+#define MARK_WRITER 2 /* writes as only TCP can */
+#define MARK_PLAIN 4  /* has read, and not so */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u64);
+	__type(value, u8);
+} fuse_marks SEC(".maps");
+
+/* Services that were seen so, or whose clients were: plain TCP from the start. */
+struct service {
+	u32 netns; /* inode number, as in /proc/PID/ns/net */
+	u32 port;  /* that it listens on, host byte order */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct service);
+	__type(value, u32); /* enum reason */
+} fuse_guarded SEC(".maps");
+
+enum reason {
+	REASON_SPLICE = 1,
+	REASON_RECV_FLAGS,  /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
+	REASON_SEND_FLAGS,  /* MSG_OOB */
+	REASON_INTERRUPTED, /* a blocking recv answered EAGAIN */
+};
+
 /* One for each outcome, in messages or connections unless the name says bytes. */
 struct counters {
 	u64 fused_messages;
 	u64 fused_bytes;
 	u64 tcp_switched_off;
-	u64 tcp_socket_state;	/* closing, repair mode, upper-layer protocol */
-	u64 tcp_socket_option;	/* a reader or writer asked for what only TCP has */
+	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol */
+	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
+	u64 tcp_guarded; /* a reader or writer was seen to do so, or not to read yet */
 	u64 tcp_peer_unknown;	/* the other end is not in the map */
 	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
@@ -73,6 +113,7 @@ struct counters {
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
 	u64 ends_excluded;	/* load.sh --exclude-port */
+	u64 ends_guarded;	/* their service is in fuse_guarded */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
 	u64 ends_unfused; /* taken out again, for an edge-triggered reader */
@@ -190,9 +231,14 @@ extern const void ep_poll_callback __ksym __weak;
 #define WAITER_EDGE 2	/* an edge-triggered epoll */
 #define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
 
-/* Who waits in the peer's wait queue; epoll does while it watches the socket. */
-static __noinline u32 waiters(struct tcp_sock *peer)
+/*
+ * Who waits in the peer's wait queue; epoll does while it watches the socket.  A
+ * global function: the verifier walks through its loop once, and not for every
+ * way that leads to a call.
+ */
+__weak u32 waiters_of(u64 address)
 {
+	struct tcp_sock *peer = (void *)address;
 	struct socket *socket = READ(sk_of(peer), sk_socket);
 	struct file *file = READ(socket, file);
 	struct list_head *head, *pos;
@@ -231,6 +277,20 @@ static __noinline u32 waiters(struct tcp_sock *peer)
 	return found | WAITER_IN_TCP; /* many, or one that is leaving */
 }
 
+/* A pointer as a number: what a global function may be called with. */
+static __always_inline u64 address_of(const void *pointer)
+{
+	u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), &pointer);
+	return address;
+}
+
+static __always_inline u32 waiters(struct tcp_sock *peer)
+{
+	return waiters_of(address_of(peer));
+}
+
 /*
  * The key under which a socket's peer is stored.  The counters advance in step
  * (tcp_snd_una_update, tcp_rcv_nxt_update), so the differences are constant
@@ -258,6 +318,24 @@ static __always_inline struct pair_key own_key(struct tcp_sock *tp, bool connect
 	key.sender_isn = connected ? key.peer_isn : key.peer_isn - 1;
 	key.peer_isn = connected ? isn + 1 : isn;
 	return key;
+}
+
+/* The key under which the map holds a socket that is in it; false if none. */
+static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
+{
+	struct sk_psock *psock = psock_of(tp);
+	struct sk_psock_link *link;
+	struct bpf_shtab_elem *elem;
+
+	if (!psock)
+		return false;
+	link = (void *)READ(psock, link.next) -
+	       bpf_core_field_offset(struct sk_psock_link, list);
+	elem = READ(link, link_raw);
+	/* The kernel's own sockets keep other things in sk_user_data. */
+	if (READ(elem, sk) != sk_of(tp))
+		return false;
+	return !bpf_probe_read_kernel(key, sizeof(*key), &elem->key);
 }
 
 /*

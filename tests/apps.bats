@@ -24,7 +24,7 @@ setup_file() {
 }
 
 setup() {
-  [[ -e $ROOT/.complete ]] || skip "no Debian root for the applications, see tests/apps/root.sh"
+  [[ -e $ROOT/.complete ]] || skip "no Debian root for the applications, see tests/debian.sh"
 }
 
 # Servers that the test started end with it, and those that they started.

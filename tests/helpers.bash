@@ -2,7 +2,7 @@
 # What the tests share.  They run inside isolate.sh: /sys/fs/cgroup is a cgroup
 # of their own, /sys/fs/bpf and the network are theirs alone.
 
-here=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BPFTOOL=${BPFTOOL:-bpftool}
 BPFFS=/sys/fs/bpf
 CGROUP=/sys/fs/cgroup
@@ -28,7 +28,7 @@ plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
 
 # set_fuse 0|1: the fuse switch
 set_fuse() {
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0
 }
 
 # value NAME: of the name=value words in $output

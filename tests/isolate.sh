@@ -4,6 +4,10 @@
 # namespace, /run and processes.  Ends them all when the command ends.
 set -euo pipefail
 
+((EUID == 0)) || {
+  echo "isolate.sh: root is needed; try: sudo make check" >&2
+  exit 3
+}
 cgroup2=$(findmnt -n -t cgroup2 -o TARGET | head -n 1)
 [[ $cgroup2 ]] || {
   echo "isolate.sh: no cgroup2 is mounted; try: mount -t cgroup2 none /mnt" >&2

@@ -299,6 +299,7 @@ finish_unread() {
 }
 
 @test "wrong options: one line, exit 2" {
+  refused 2 'needs the guard' "$here/load.sh" --careful --no-guard
   local script
   for script in load unload trace_bpf_output trace_lo_traffic; do
     refused 2 'unknown option: --nonsense; see: .*--help' "$here/$script.sh" --nonsense
@@ -310,6 +311,18 @@ finish_unread() {
   refused 2 'not a port or a range of ports: 9-3' "$here/load.sh" --exclude-port 9-3
   refused 2 'not a port or a range of ports: http' "$here/load.sh" --exclude-port http
   refused 2 'not a cgroup2 directory: /tmp' "$here/load.sh" --cgroup /tmp
+}
+
+@test "without the guard: load.sh says so and goes on; --careful is refused, nothing changed" {
+  local tool=$BATS_TEST_TMPDIR/bpftool
+  printf '#!/bin/bash\n[[ $* != "prog help" ]] || exit 0\nexec %s "$@"\n' "$BPFTOOL" >"$tool"
+  chmod +x "$tool"
+  BPFTOOL=$tool run "$here/load.sh" 3>&-
+  [ "$status" -eq 0 ]
+  [[ $output == *"Not guarded here: "* ]]
+  assert_on
+  unload --quiet
+  BPFTOOL=$tool refused 4 'needs the guard' "$here/load.sh" --quiet --careful
 }
 
 @test "--help lists every option and the exit codes" {

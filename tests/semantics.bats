@@ -52,6 +52,17 @@ teardown() { unload --quiet; }
     "$(grep -oP '^\| `\K[a-z_0-9]+' "$here/docs/semantics.md" | sort)" ]
 }
 
+# kernels.tsv is from make semantics-kernels: "differs", kernel, mode, behaviours.
+@test "on other kernels and with the guard nothing differs that differences.tsv does not tell" {
+  local kernel mode names
+  while IFS=$'\t' read -r _ kernel mode names; do
+    echo "$kernel $mode: $names"
+    # shellcheck disable=SC2086 # words
+    [ -z "$(comm -23 <(printf '%s\n' $names | sort) <(known))" ]
+    [[ $mode != again ]] || [ "$(wc -w <<<"$names")" -le 4 ]
+  done <"$here/tests/semantics/kernels.tsv"
+}
+
 @test "1,000,000 random calls return on fused connections what they return on plain TCP" {
   plain_address
   load

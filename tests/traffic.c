@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tls.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -690,6 +691,64 @@ static int run_waitall(void)
 }
 
 /*
+ * ktls: an end that becomes kTLS after it was fused.  What it sends its peer's
+ * TCP reader gets as records, and a kTLS reader gets no plain bytes for records.
+ */
+/* False: this kernel does not let a socket that is in a sockhash become kTLS. */
+static bool use_tls(int fd, int direction)
+{
+	struct tls12_crypto_info_aes_gcm_128 keys = {
+		.info = { .version = TLS_1_2_VERSION,
+			  .cipher_type = TLS_CIPHER_AES_GCM_128 },
+	};
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", 3))
+		fail("TCP_ULP: is the tls module loaded?");
+	if (!setsockopt(fd, SOL_TLS, direction, &keys, sizeof(keys)))
+		return true;
+	if (errno != EINVAL)
+		fail("kTLS, direction %d", direction);
+	return false;
+}
+
+static int run_ktls(void)
+{
+	unsigned char buffer[2000];
+	int refused = 0;
+
+	for (int i = 0; i < 3; i++) {
+		int pair[2];
+		ssize_t n;
+
+		make_pair(pair);
+		for (int j = 0; j < 2; j++) {
+			send_all(pair[j], bytes_at(1, 0), 100);
+			recv_all(pair[!j], buffer, 100);
+		}
+		if ((i != 1 && !use_tls(pair[0], TLS_TX)) ||
+		    (i != 0 && !use_tls(pair[1], TLS_RX))) {
+			refused++;
+			close(pair[0]);
+			close(pair[1]);
+			continue;
+		}
+		send_all(pair[0], bytes_at(1, 0), 1000);
+		n = recv(pair[1], buffer, sizeof(buffer), 0);
+		if (i == 0 &&
+		    (n < 5 || buffer[0] != 23 || memmem(buffer, n, bytes_at(1, 0), 16)))
+			fail("a TCP reader got %zd bytes that are no TLS record", n);
+		if (i == 1 && n >= 0)
+			fail("a kTLS reader took %zd plain bytes", n);
+		if (i == 2 && (n != 1000 || memcmp(buffer, bytes_at(1, 0), 1000)))
+			fail("kTLS to kTLS: recv %zd", n);
+		close(pair[0]);
+		close(pair[1]);
+	}
+	printf("pairs=3 refused=%d\n", refused);
+	return 0;
+}
+
+/*
  * hold CONNECTIONS [SECONDS]: so many at a time, each with a message each way;
  * spread over processes, since descriptors are limited.
  */
@@ -1067,6 +1126,8 @@ int main(int argc, char **argv)
 		return run_tuples();
 	if (argc == 2 && !strcmp(argv[1], "waitall"))
 		return run_waitall();
+	if (argc == 2 && !strcmp(argv[1], "ktls"))
+		return run_ktls();
 	if (argc >= 3 && !strcmp(argv[1], "hold"))
 		return run_hold(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "unread"))
@@ -1077,8 +1138,8 @@ int main(int argc, char **argv)
 		return run_repair();
 	if (argc == 2 && !strcmp(argv[1], "shutdown"))
 		return run_shutdown();
-	fprintf(stderr,
-		"usage: traffic echo|burst|stall|mix|edge|tuples|waitall|hold|unread|"
-		"mptcp|repair|shutdown ...\n");
+	fprintf(stderr, "usage: traffic "
+			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
+			"mptcp|repair|shutdown ...\n");
 	return 2;
 }

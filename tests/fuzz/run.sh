@@ -2,9 +2,8 @@
 # run.sh CALLS [SEED]: random calls on plain TCP and fused, compared (make fuzz).
 # Inside isolate.sh only.
 set -euo pipefail
-BATS_TEST_DIRNAME=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd) # as bats would set it
 # shellcheck source=tests/helpers.bash
-. "$BATS_TEST_DIRNAME/helpers.bash"
+. "$(dirname "$(readlink -f "$0")")/../helpers.bash"
 
 plain_address
 "$here/load.sh" --quiet

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * catalogue ADDRESS [CASE...]: what an application can see of a TCP connection
- * between two sockets on this IPv4 ADDRESS of the host, one behaviour after the
- * other; without CASE all of them.  Prints
- * one line each, NAME<TAB>TRANSCRIPT, that holds no times, ports or
- * descriptors, so that two runs on the same kind of connection print the same.
+ * catalogue ADDRESS [--again] [CASE...]: what an application can see of a TCP
+ * connection between two sockets on this IPv4 ADDRESS of the host, one behaviour
+ * after the other; without CASE all of them.  Prints one line each,
+ * NAME<TAB>TRANSCRIPT, that holds no times, ports or descriptors, so that two
+ * runs on the same kind of connection print the same.
+ *
+ * --again: each on a second connection to the port of the first, where it has
+ * been done before; only the second is told.
  *
  * tests/semantics.bats runs it on plain TCP and fused and compares.
  *
@@ -24,6 +27,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -281,6 +285,7 @@ static int listen_on(struct sockaddr_storage *address, socklen_t *length, int pr
 }
 
 static struct in_addr host;
+static in_port_t port; /* of every listener; 0: any */
 
 static void local(struct sockaddr_storage *address, socklen_t *length)
 {
@@ -289,6 +294,7 @@ static void local(struct sockaddr_storage *address, socklen_t *length)
 	memset(address, 0, sizeof(*address));
 	in->sin_family = AF_INET;
 	in->sin_addr = host;
+	in->sin_port = port;
 	*length = sizeof(*in);
 }
 
@@ -2142,7 +2148,7 @@ static const struct behaviour {
 };
 
 /* In a process group of its own, so that what it leaves behind ends with it. */
-static void run_variant(const struct behaviour *c, int variant)
+static void run_variant(const struct behaviour *c, int variant, bool silent)
 {
 	siginfo_t end = { .si_pid = 0 };
 	pid_t pid = fork();
@@ -2151,6 +2157,8 @@ static void run_variant(const struct behaviour *c, int variant)
 		int a = -1, b = -1;
 
 		setpgid(0, 0);
+		if (silent)
+			dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO);
 		if (!c->makes_its_own) {
 			if (connect_pair(&a, &b, 0)) {
 				say("no connection");
@@ -2167,7 +2175,9 @@ static void run_variant(const struct behaviour *c, int variant)
 		usleep(10000);
 		waitid(P_PID, pid, &end, WEXITED | WNOHANG | WNOWAIT);
 	}
-	if (!end.si_pid)
+	if (silent)
+		; /* whatever came of it */
+	else if (!end.si_pid)
 		printf(" ... and it hangs");
 	else if (end.si_code != CLD_EXITED)
 		printf(" ... and it dies of signal %d", end.si_status);
@@ -2175,13 +2185,30 @@ static void run_variant(const struct behaviour *c, int variant)
 	waitpid(pid, NULL, 0);
 }
 
-static void run_case(const struct behaviour *c)
+/* Network byte order. */
+static in_port_t free_port(void)
+{
+	struct sockaddr_storage address;
+	socklen_t length;
+
+	port = 0;
+	local(&address, &length);
+	close(listen_on(&address, &length, 0));
+	return ((struct sockaddr_in *)&address)->sin_port;
+}
+
+static void run_case(const struct behaviour *c, bool again)
 {
 	printf("%s\t", c->name);
 	for (int i = 0; i < MAX_VARIANTS && c->run[i]; i++) {
 		fputs(i ? " // " : "", stdout);
 		fflush(stdout);
-		run_variant(c, i);
+		port = 0;
+		if (again && !c->makes_its_own) {
+			port = free_port();
+			run_variant(c, i, true);
+		}
+		run_variant(c, i, false);
 	}
 	printf("\n");
 	fflush(stdout);
@@ -2189,19 +2216,22 @@ static void run_case(const struct behaviour *c)
 
 int main(int argc, char **argv)
 {
+	bool again = argc > 2 && !strcmp(argv[2], "--again");
+	int first = again ? 3 : 2;
+
 	if (argc < 2 || inet_pton(AF_INET, argv[1], &host) != 1) {
-		fprintf(stderr, "usage: catalogue ADDRESS [CASE...]\n");
+		fprintf(stderr, "usage: catalogue ADDRESS [--again] [CASE...]\n");
 		return 2;
 	}
 	for (size_t i = 0; i < sizeof(page); i++)
 		page[i] = 'a' + i % 23;
 	for (size_t i = 0; i < sizeof(catalogue) / sizeof(*catalogue); i++) {
-		int chosen = argc < 3;
+		int chosen = argc == first;
 
-		for (int j = 2; j < argc; j++)
+		for (int j = first; j < argc; j++)
 			chosen |= !strcmp(argv[j], catalogue[i].name);
 		if (chosen)
-			run_case(&catalogue[i]);
+			run_case(&catalogue[i], again);
 	}
 	return 0;
 }

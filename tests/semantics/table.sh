@@ -3,14 +3,31 @@
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
-((EUID == 0)) || {
-  echo "table.sh: root is needed; try: sudo make semantics" >&2
-  exit 3
-}
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 "$here/../isolate.sh" "$here/run.sh" "$results"
 cd "$results"
+# matrix: which of the differences are there on each kernel, in each mode
+matrix() {
+  {
+    printf 'differs\t%s\tdefault\t%s\n' "$(uname -r)" "$(awk -F '\t' '$2 != $3 { printf "%s ", $1 }' both.tsv)"
+    cat "$here/kernels.tsv"
+  } | awk -F '\t' '
+    { column[++n] = $2 " " $3; split($4, names, " "); for (i in names) { differs[n, names[i]] = 1; seen[names[i]] = 1 } }
+    END {
+      printf "| |"; for (c = 1; c <= n; c++) printf " %s |", column[c]
+      printf "\n|---|"; for (c = 1; c <= n; c++) printf "---|"
+      printf "\n"
+      for (name in seen) {
+        line = "| " name " |"
+        for (c = 1; c <= n; c++) { line = line (differs[c, name] ? " differs |" : " |"); sum[c] += differs[c, name] }
+        print line | "sort"
+      }
+      close("sort")
+      printf "| all |"; for (c = 1; c <= n; c++) printf " %d |", sum[c]
+      printf "\n"
+    }'
+}
 join -t $'\t' <(sort plain.tsv) <(sort fused.tsv) >both.tsv
 join -t $'\t' both.tsv <(sort "$here/differences.tsv") >differ.tsv
 join -t $'\t' -v 1 both.tsv differ.tsv >same.tsv
@@ -36,6 +53,21 @@ Of $(wc -l <both.tsv) behaviours, $(wc -l <differ.tsv) differ.
 $(awk -F '\t' '{ gsub(/\|/, "\\|"); printf "| `%s` | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 }' differ.tsv)
 
 To exclude a service, give \`load.sh --exclude-port\` the port that it listens on, or \`--cgroup\` a cgroup that it is not in.
+
+## With the guard, and on other kernels
+
+\`bpf_guard.bpf.c\` needs BTF trampolines, and bpftool 7.5 or later to attach it; \`load.sh\` says so where it cannot.
+*unguarded*: as everywhere without it. *guard*: the first connection of a service that does such a thing. *again*: its later ones,
+which start on TCP. *careful*: \`load.sh --careful\`, on a connection whose reader has read once before.
+
+$(matrix)
+
+With the guard \`splice\` from a fused socket answers EINVAL instead of waiting for ever; a reader that then reads loses nothing.
+
+kTLS: Linux 6.12.117 answers EINVAL when a socket that is in a sockhash is given keys (\`SOL_TLS\`; \`traffic ktls\` in the
+tests); OpenSSL goes on without.  Exclude services that should have it.
+
+## Edge-triggered readers
 
 An edge-triggered reader gets an edge for every byte (\`traffic edge\` in the tests), at the latest a second after it has read
 what was fused before TCP bytes.  While both wait for a reader that is edge-triggered, or may yet be, its end probes its

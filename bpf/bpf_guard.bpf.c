@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Optional: sees what no state of a socket shows, what the application does
+ * with it.  Where that differs fused, the direction takes TCP from then on
+ * (fuse_marks), and the next connections of the service from their start
+ * (fuse_guarded).
+ *
+ * All but the first attach to the functions that the kernel puts in place of
+ * TCP's for a socket in a sockhash, so no other socket pays for them.  Needs BTF
+ * trampolines; load.sh says so where the kernel has none.
+ */
+#include "bpf_sockmap.h"
+
+#define EAGAIN 11
+#define EINVAL 22
+#define MAY_READ 4 /* linux/fs.h */
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define MSG_OOB 0x1
+#define MSG_TRUNC 0x20
+#define MSG_DONTWAIT 0x40
+#define MSG_WAITALL 0x100
+#define LONG_MAX ((long)(~0UL >> 1))
+#define NR_SPLICE_X86_64 275
+#define NR_SPLICE_GENERIC 76 /* asm-generic/unistd.h: arm64, riscv, loongarch */
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* net/ipv4/tcp_bpf.c: static, so known by its address alone */
+extern const void tcp_bpf_recvmsg __ksym;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+};
+struct pt_regs___arm64 {
+	int syscallno;
+};
+#pragma clang attribute pop
+
+static __always_inline bool in_splice_call(void)
+{
+	void *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct pt_regs___x86 *x86 = regs;
+	struct pt_regs___arm64 *arm64 = regs;
+
+	if (bpf_core_field_exists(x86->orig_ax))
+		return BPF_CORE_READ(x86, orig_ax) == NR_SPLICE_X86_64;
+	if (bpf_core_field_exists(arm64->syscallno))
+		return BPF_CORE_READ(arm64, syscallno) == NR_SPLICE_GENERIC;
+	return false;
+}
+
+static __always_inline void mark(struct sock *sk, u8 add)
+{
+	struct settings *set = array_value(&fuse_settings);
+	u64 cookie = bpf_get_socket_cookie(sk);
+	u8 *old = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	u8 marks = (old ? *old : 0) | add;
+
+	if (old && *old == marks)
+		return;
+	bpf_map_update_elem(&fuse_marks, &cookie, &marks, BPF_ANY);
+	if (set)
+		set->marks = 1;
+}
+
+/*
+ * Its service takes TCP from the next connection on.  Which end accepted tells
+ * the key under which the socket is stored: the sequence number is one more.
+ */
+static __always_inline void learn(struct sock *sk, u32 reason)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct pair_key stored, active;
+	struct service service;
+
+	if (!tp || !stored_key(tp, &stored))
+		return;
+	active = own_key(tp, true);
+	service.netns = sk->__sk_common.skc_net.net->ns.inum;
+	service.port = stored.sender_isn == active.sender_isn
+			       ? bpf_ntohs(sk->__sk_common.skc_dport)
+			       : sk->__sk_common.skc_num;
+	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+}
+
+/*
+ * splice(2) from a socket looks at TCP's queue only and would wait for ever.
+ * EINVAL is what it answers for a file that cannot be spliced; HAProxy and Go
+ * then read.  The hook is the one that every read passes (rw_verify_area).
+ */
+SEC("fmod_ret/security_file_permission")
+int guard_splice(u64 *ctx)
+{
+	struct file *file = (void *)ctx[0];
+	int mask = ctx[1];
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!(mask & MAY_READ) || (file->f_inode->i_mode & S_IFMT) != S_IFSOCK ||
+	    !in_splice_call())
+		return 0;
+	socket = bpf_sock_from_file(file);
+	sk = socket ? socket->sk : NULL;
+	if (!sk || (void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg)
+		return 0;
+	learn(sk, REASON_SPLICE);
+	return -EINVAL;
+}
+
+/* tcp_bpf_recvmsg(sk, msg, size, flags, …) */
+SEC("fentry/tcp_bpf_recvmsg")
+int guard_recvmsg(u64 *ctx)
+{
+	struct settings *set = array_value(&fuse_settings);
+	struct sock *sk = (void *)ctx[0];
+	int flags = ctx[3];
+
+	if (flags & (MSG_WAITALL | MSG_TRUNC | MSG_OOB)) {
+		mark(sk, MARK_READER);
+		learn(sk, REASON_RECV_FLAGS);
+	} else if (set && set->careful) {
+		mark(sk, MARK_PLAIN);
+	}
+	return 0;
+}
+
+/* TCP would have restarted it, or gone on to wait. */
+SEC("fexit/tcp_bpf_recvmsg")
+int guard_recvmsg_end(u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	int flags = ctx[3];
+	u64 ret;
+
+	if (bpf_get_func_ret(ctx, &ret))
+		return 0;
+	if ((int)ret == -EAGAIN && !(flags & MSG_DONTWAIT) && sk->sk_rcvtimeo == LONG_MAX)
+		learn(sk, REASON_INTERRUPTED);
+	return 0;
+}
+
+/* tcp_bpf_sendmsg(sk, msg, size) */
+SEC("fentry/tcp_bpf_sendmsg")
+int guard_sendmsg(u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	struct msghdr *msg = (void *)ctx[1];
+
+	if (msg->msg_flags & MSG_OOB) {
+		mark(sk, MARK_WRITER);
+		learn(sk, REASON_SEND_FLAGS);
+	}
+	return 0;
+}
+
+/* sock_map_close(sk, timeout) */
+SEC("fentry/sock_map_close")
+int guard_close(u64 *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie((void *)ctx[0]);
+
+	bpf_map_delete_elem(&fuse_marks, &cookie);
+	return 0;
+}

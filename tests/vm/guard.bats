@@ -1,0 +1,113 @@
+#!/usr/bin/env bats
+# bpf_guard.bpf.c, in a machine whose kernel takes it (make vmcheck).
+
+load ../helpers
+
+setup_file() {
+  mkdir -p /tmp/www
+  head -c 1000 /dev/urandom >/tmp/www/small
+  head -c 1G /dev/zero | openssl enc -aes-128-ctr -pass pass:x -nosalt 2>/dev/null >/tmp/www/huge
+  cat >/tmp/nginx.conf <<'END'
+user root; worker_processes 2; pid /tmp/nginx.pid; error_log stderr; daemon off;
+events {}
+http { access_log off; sendfile on; keepalive_requests 100000; server { listen 8080; root /tmp/www; } }
+END
+  cat >/tmp/haproxy.conf <<'END'
+global
+  maxconn 2000
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  option splice-auto
+listen plain
+  bind 127.0.0.1:8090
+  server nginx 127.0.0.1:8080
+END
+}
+
+teardown() {
+  local pid
+  for pid in ${SERVERS-}; do
+    kill "$pid" 2>/dev/null || true
+  done
+  wait
+  unload --quiet
+  assert_nothing_left
+  [ -z "$("$BPFTOOL" link show)" ]
+}
+
+# serve PORT COMMAND...: in the background, until it listens there
+serve() {
+  local port=$1
+  shift
+  "$@" >"$BATS_TEST_TMPDIR/server.$port" 2>&1 3>&- </dev/null &
+  SERVERS="${SERVERS-} $!"
+  wait_for 20 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
+}
+listens() { ss -Hltn "sport = :$1" | grep -q .; }
+
+# guarded: "PORT REASON" of each service that is remembered
+guarded() {
+  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.value)"'
+}
+
+# proxied PORT: 1 GB and 10,000 short connections
+proxied() {
+  curl -sSf --max-time 600 "http://127.0.0.1:$1/small" | cmp - /tmp/www/small # the first connection
+  curl -sSf --max-time 600 "http://127.0.0.1:$1/huge" | cmp - /tmp/www/huge
+  curl -sSf --max-time 600 -H 'Connection: close' "http://127.0.0.1:$1/small?[1-10000]" >/tmp/all
+  [ "$(stat -c %s /tmp/all)" -eq 10000000 ]
+  [ "$(split -b 1000 --filter=sha256sum /tmp/all | sort -u | wc -l)" -eq 1 ]
+}
+
+@test "the guard is attached by load.sh, left out by --no-guard, replaced by a second load" {
+  load
+  [ "$("$BPFTOOL" -j link show | jq length)" -eq 5 ]
+  load
+  [ "$("$BPFTOOL" -j link show | jq length)" -eq 5 ]
+  load --no-guard
+  [ -z "$("$BPFTOOL" link show)" ]
+}
+
+@test "a service that reads with MSG_WAITALL is remembered, and its next connection is plain TCP" {
+  local before
+  load
+  "$TRAFFIC" waitall
+  echo "guarded: $(guarded)"
+  [[ $(guarded) == *" 2" ]]
+  # Loading again clears the list.
+  load
+  [ -z "$(guarded)" ]
+}
+
+@test "HAProxy with splice: 1 GB and 10,000 short connections, from the first connection on" {
+  load
+  serve 8080 nginx -c /tmp/nginx.conf
+  serve 8090 haproxy -f /tmp/haproxy.conf
+  proxied 8090
+  [[ $(guarded) == *"80"*" 1"* ]]
+}
+
+@test "a Go proxy with io.Copy: 1 GB and 10,000 short connections, from the first connection on" {
+  load
+  serve 8080 nginx -c /tmp/nginx.conf
+  serve 7100 "$here/tests/vm/proxy" 127.0.0.1:7100 127.0.0.1:8080
+  proxied 7100
+  [[ $(guarded) == *" 1"* ]]
+}
+
+@test "an end that sends or receives with kTLS: its peer's TCP reader never gets plaintext" {
+  load
+  run "$TRAFFIC" ktls
+  echo "$output"
+  [ "$status" -eq 0 ]
+  (($(counter fused_messages) > 0))
+}
+
+@test "--careful: nothing is fused before its reader has been seen to read" {
+  load --careful
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  (($(counter tcp_guarded) >= 2 && $(counter fused_bytes) == 0))
+}

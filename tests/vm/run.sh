@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# run.sh KERNEL COMMAND...: runs it in this project, as root, on Debian's newest
+# KERNEL (6.1, 6.12) in a virtual machine, emulated unless ACCEL=kvm is given.
+# Ends with the command's exit code.  tests/vm/root is its system.
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+project=$(cd "$here/../.." && pwd)
+kernel=$1
+shift
+SECONDS_MAX=${SECONDS_MAX:-1500}
+
+die() {
+  echo "run.sh: $1" >&2
+  exit 1
+}
+
+# The package, unpacked into kernels/NAME once.
+package=$(apt-cache search --names-only "^linux-image-${kernel//./\\.}\\.[.0-9+a-z-]*-cloud-amd64\$" | cut -d ' ' -f 1 | sort -V | tail -n 1)
+[[ $package ]] || die "no package of a Linux $kernel for cloud machines; try: apt-get update"
+release=${package#linux-image-}
+if [[ ! -e $here/kernels/$release/boot/vmlinuz-$release ]]; then
+  mkdir -p "$here/kernels/$release.part"
+  (cd "$here/kernels/$release.part" && apt-get -q -o APT::Sandbox::User=root download "$package" >/dev/null && dpkg-deb -x ./*.deb . && rm ./*.deb) ||
+    die "cannot fetch $package"
+  mv "$here/kernels/$release.part" "$here/kernels/$release"
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
+tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/kernels . |
+  tar -C "$work/over/src" -xf -
+find "$work/over/src" -name '*.bpf.o' -exec touch {} + # or load.sh would build them
+# kTLS and what it needs
+(cd "$here/kernels/$release/lib/modules" && tar -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto}) |
+  tar -C "$work/over/usr/lib/modules" -xf -
+cat >"$work/over/init" <<END
+#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+mkdir -p /proc /sys /dev /run /tmp /var/lib/nginx /var/log/nginx
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t cgroup2 none /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+ln -s /proc/self/fd /dev/fd
+ip link set lo up
+depmod
+modprobe -a tls gcm
+cd /src
+$(printf '%q ' "$@") </dev/null
+echo "vm: exit \$?"
+echo o >/proc/sysrq-trigger
+sleep 9
+END
+chmod +x "$work/over/init"
+archive() { (cd "$1" && shift && find . -xdev "$@" -print0 | cpio -0 -o -H newc --quiet); }
+{
+  archive "$here/root" \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var -o -path ./usr/share/doc \
+    -o -path ./usr/share/locale -o -path ./usr/share/man \) -prune -o
+  archive "$work/over"
+} >"$work/initramfs"
+
+timeout "$SECONDS_MAX" qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max -smp 2 -m 6G -nographic -no-reboot -nic none \
+  -kernel "$here/kernels/$release/boot/vmlinuz-$release" -initrd "$work/initramfs" \
+  -append "console=ttyS0 panic=-1 quiet loglevel=3 rdinit=/init" </dev/null 2>&1 | sed -u 's/\r$//' | tee "$work/log" | sed -u '/^vm: exit/d'
+code=$(sed -n 's/^vm: exit //p' "$work/log")
+[[ $code ]] || die "Linux $release did not come to the end"
+exit "$code"
