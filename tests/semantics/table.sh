@@ -64,7 +64,7 @@ $(matrix)
 
 With the guard \`splice\` from a fused socket answers EINVAL instead of waiting for ever; a reader that then reads loses nothing.
 
-kTLS: Linux 6.12.117 answers EINVAL when a socket that is in a sockhash is given keys (\`SOL_TLS\`; \`traffic ktls\` in the
+kTLS: Linux 6.1.176 and 6.12.117 answer EINVAL when a socket that is in a sockhash is given keys (\`SOL_TLS\`; \`traffic ktls\` in the
 tests); OpenSSL goes on without.  Exclude services that should have it.
 
 ## Edge-triggered readers
