@@ -141,10 +141,8 @@ struct fallback {
 	u32 waiting; /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
 	u16 stream;  /* so many small messages go by TCP once nothing waits */
 	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
-	/* Not 0: ktime since when it probes, mend_as_reader(); what the application had:
-	 */
-	u64 probing_since;
-	int keepalive;
+	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
+	int keepalive;	   /* the three as the application had set them */
 	int keepidle;
 	int keepintvl;
 };
