@@ -17,6 +17,10 @@ home=$cgroup2$(sed -n 's/^0:://p' /proc/self/cgroup)
 box=$cgroup2/sockfuse-test.$$
 
 leave() {
+  if [[ $unshare ]]; then # a signal came; unshare ignores it, and takes its child along
+    kill -KILL "$unshare"
+    wait "$unshare" 2>/dev/null || true
+  fi
   echo $$ >"$home/cgroup.procs"
   # A process that was killed leaves its cgroup a moment later.
   for _ in {1..50}; do
@@ -26,7 +30,9 @@ leave() {
 }
 
 mkdir "$box"
+unshare=
 trap leave EXIT
+trap 'exit 143' TERM INT HUP
 echo $$ >"$box/cgroup.procs"
 exec 9</proc/self/ns/net # net.ipv4.tcp_mem can be reached from there alone
 # shellcheck disable=SC2016 # expanded inside
@@ -41,4 +47,9 @@ unshare --mount --net --cgroup --ipc --pid --fork --kill-child --mount-proc bash
   exec 9<&-
   ip link set lo up
   "$@"
-' isolate "$@"
+' isolate "$@" <&0 &
+unshare=$!
+code=0
+wait "$unshare" || code=$?
+unshare=
+((code == 0)) || exit "$code"
