@@ -162,8 +162,9 @@ struct sock {
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
 	socket_lock_t sk_lock;
-	u32 sk_tsflags; /* SO_TIMESTAMPING; u16 before 6.6 */
-	int sk_err;
+	u32 sk_tsflags;	    /* SO_TIMESTAMPING; u16 before 6.6 */
+	int sk_disconnects; /* calls of connect(AF_UNSPEC) under way; 6.6 and stable
+			       kernels */
 	int sk_rcvlowat;
 	long sk_rcvtimeo;     /* jiffies; LONG_MAX: none */
 	int sk_peek_off;      /* negative: SO_PEEK_OFF not set */

@@ -174,17 +174,17 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 }
 
 /*
- * tcp_disconnect() closes what was open, and nothing has gone wrong.  Half
- * closed connections end so too by themselves (tcp_time_wait), and then what
- * has not been read must stay; of those forget() learns at the next connect().
+ * connect(AF_UNSPEC), at once.  Other ways to TCP_CLOSE leave what has not been
+ * read, as TCP does.  Before 6.6 a disconnect cannot be told from those, and
+ * forget() learns of it at the next connect().
  */
 static __always_inline bool disconnects(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 
-	return tp && !sk_of(tp)->sk_err && skops->args[1] == BPF_TCP_CLOSE &&
-	       (skops->args[0] == BPF_TCP_ESTABLISHED ||
-		skops->args[0] == BPF_TCP_CLOSE_WAIT);
+	return tp && skops->args[1] == BPF_TCP_CLOSE &&
+	       bpf_core_field_exists(struct sock, sk_disconnects) &&
+	       sk_of(tp)->sk_disconnects;
 }
 
 static __always_inline bool take_out(struct pair_key *key)
