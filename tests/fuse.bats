@@ -19,8 +19,22 @@ iperf3_run() {
   wait "$SERVER"
 }
 
+# A neighbour that takes the reader's processor for long enough makes flow control
+# necessary, so one of three runs has to show that it is not needed otherwise.
 @test "iperf3: data leaves lo, only handshakes and teardowns stay, and both ends are traced" {
-  load
+  local run
+  for run in 1 2 3; do
+    load
+    limited_iperf3
+    ((segments > 0)) || return 0
+    (($(counter tcp_backlog_bytes) + $(counter tcp_backlog_number) > 0))
+    unload --quiet
+  done
+  return 1
+}
+
+# Sets segments.
+limited_iperf3() {
   "$here/trace_bpf_output.sh" >"$BATS_TEST_TMPDIR/trace" 2>&1 3>&- &
   local trace=$!
   capture "$BATS_TEST_TMPDIR/pcap" port 5001
@@ -30,8 +44,8 @@ iperf3_run() {
   wait_for 5 bash -c "(( \$(grep -c 'sockfuse: ' $BATS_TEST_TMPDIR/trace) >= 4 ))" || cat "$BATS_TEST_TMPDIR/trace"
   kill -TERM "$trace"
   wait "$trace" || true
-  echo "data segments: $(data_segments "$BATS_TEST_TMPDIR/pcap"); $(counters)"
-  [ "$(data_segments "$BATS_TEST_TMPDIR/pcap")" -eq 0 ]
+  segments=$(data_segments "$BATS_TEST_TMPDIR/pcap")
+  echo "data segments: $segments; $(counters)"
   [ "$(tcpdump -r "$BATS_TEST_TMPDIR/pcap" 'port 5001 and tcp[tcpflags] & tcp-syn != 0' 2>/dev/null | wc -l)" -eq 4 ]
   [ "$(grep -c 'ipv4 op = 4, 127.0.0.1 port [0-9]* --> 127.0.0.1 port 5001' "$BATS_TEST_TMPDIR/trace")" -eq 2 ]
   [ "$(grep -c 'op = 5, 127.0.0.1 port 5001 --> 127.0.0.1 port [0-9]*' "$BATS_TEST_TMPDIR/trace")" -eq 2 ]
@@ -127,8 +141,8 @@ iperf3_run() {
     echo "$output; $(counters)"
     [ "$status" -eq 0 ]
   done
-  (($(counter tcp_backlog_number) > 0))  # it fell back
-  (($(counter tcp_blocked_reader) > 0))  # a reader was seen waiting
+  (($(counter tcp_backlog_number) > 0)) # it fell back
+  (($(counter tcp_blocked_reader) > 0)) # a reader was seen waiting
 }
 
 tracked() { (($(counter ends_tracked) >= $1)); }
