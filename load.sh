@@ -24,7 +24,8 @@ what is loaded; live connections go on.
                          MSG_OOB, …); where the kernel has no BTF trampolines
                          load.sh says that this is so
   --careful              fuse only for readers that have been seen to read
-                         plainly; needs the guard
+                         plainly and without waiting (O_NONBLOCK); needs the
+                         guard
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -207,7 +208,8 @@ stage() {
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
     reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
   # What was seen of live connections holds for them.
-  [[ ! -e $PIN_DIR/$MARKS ]] || reuse_marks=(map name "$MARKS" pinned "$PIN_DIR/$MARKS")
+  ! same_size marks pinned "$PIN_DIR/$MARKS" ||
+    reuse_marks=(map name "$MARKS" pinned "$PIN_DIR/$MARKS")
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||

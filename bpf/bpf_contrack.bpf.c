@@ -321,6 +321,18 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 }
 
 /*
+ * Nothing was or will be fused to this end, which --careful found to read as only
+ * TCP can: it need not stay in the map, where even TCP's bytes are read otherwise.
+ */
+static __always_inline bool never_fused(struct tcp_sock *tp)
+{
+	struct settings *set = array_value(&fuse_settings);
+
+	return set && set->careful &&
+	       (marks_of(tp) & (MARK_READER | MARK_PLAIN)) == MARK_READER;
+}
+
+/*
  * Before each segment of an end that was tracked.  An edge-triggered reader
  * must not be left at the seam between fused and TCP bytes (edge_reader_full()
  * in bpf_redirect.bpf.c tells why).
@@ -337,6 +349,8 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
 	if (fallback && fallback->seam && fallback->peer)
 		mend_as_sender(tp, fallback);
+	if (never_fused(tp))
+		leave(tp);
 	if (tcp_bytes_wait(tp))
 		mend_as_reader(skops, tp);
 	else if (fallback && fallback->probing_since &&

@@ -51,18 +51,24 @@ static __always_inline bool in_splice_call(void)
 	return false;
 }
 
-static __always_inline void mark(struct sock *sk, u8 add)
+/* Adds to the marks of a socket; returns those that it had, all if unknown. */
+static __always_inline u64 mark(struct sock *sk, u64 add)
 {
 	struct settings *set = array_value(&fuse_settings);
 	u64 cookie = bpf_get_socket_cookie(sk);
-	u8 *old = bpf_map_lookup_elem(&fuse_marks, &cookie);
-	u8 marks = (old ? *old : 0) | add;
+	struct marks *marks = bpf_map_lookup_elem(&fuse_marks, &cookie), none = {};
 
-	if (old && *old == marks)
-		return;
-	bpf_map_update_elem(&fuse_marks, &cookie, &marks, BPF_ANY);
+	if (!marks) {
+		bpf_map_update_elem(&fuse_marks, &cookie, &none, BPF_NOEXIST);
+		marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	}
+	if (!marks)
+		return ~0ULL; /* the map is full */
 	if (set)
 		set->marks = 1;
+	if ((marks->seen & add) == add)
+		return marks->seen;
+	return __sync_fetch_and_or(&marks->seen, add);
 }
 
 /*
@@ -85,6 +91,17 @@ static __always_inline void learn(struct sock *sk, u32 reason)
 	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
 }
 
+/* With --careful, a reader that has not read yet gets nothing fused from now on. */
+static __always_inline bool may_splice(struct sock *sk)
+{
+	struct settings *set = array_value(&fuse_settings);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sk_psock *psock = tp ? psock_of(tp) : NULL;
+
+	return set && set->careful && psock && !(mark(sk, MARK_READER) & MARK_PLAIN) &&
+	       no_fused_bytes(psock);
+}
+
 /*
  * splice(2) from a socket looks at TCP's queue only and would wait for ever.
  * EINVAL is what it answers for a file that cannot be spliced; HAProxy and Go
@@ -105,6 +122,8 @@ int guard_splice(u64 *ctx)
 	sk = socket ? socket->sk : NULL;
 	if (!sk || (void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg)
 		return 0;
+	if (may_splice(sk))
+		return 0;
 	learn(sk, REASON_SPLICE);
 	return -EINVAL;
 }
@@ -121,7 +140,8 @@ int guard_recvmsg(u64 *ctx)
 		mark(sk, MARK_READER);
 		learn(sk, REASON_RECV_FLAGS);
 	} else if (set && set->careful) {
-		mark(sk, MARK_PLAIN);
+		/* One that waits here gets EAGAIN when it is interrupted. */
+		mark(sk, flags & MSG_DONTWAIT ? MARK_PLAIN : MARK_READER);
 	}
 	return 0;
 }
@@ -152,6 +172,14 @@ int guard_sendmsg(u64 *ctx)
 		mark(sk, MARK_WRITER);
 		learn(sk, REASON_SEND_FLAGS);
 	}
+	return 0;
+}
+
+/* tcp_set_ulp(sk, name): a socket in a map may get kTLS, but no keys. */
+SEC("fentry/tcp_set_ulp")
+int guard_ulp(u64 *ctx)
+{
+	learn((void *)ctx[0], REASON_ULP);
 	return 0;
 }
 

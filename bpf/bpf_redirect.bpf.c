@@ -102,19 +102,10 @@ static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
 	       READ_BITFIELD(sk, sk_tsflags) || READ_BITFIELD(peer, recvmsg_inq);
 }
 
-/* What bpf_guard.bpf.c has seen of this socket; 0 where nobody looks. */
-static __always_inline u8 marks_of(struct tcp_sock *tp)
-{
-	u64 cookie = READ(sk_of(tp), __sk_common.skc_cookie.counter);
-	u8 *marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
-
-	return marks ? *marks : 0;
-}
-
 static __always_inline bool reader_guarded(struct tcp_sock *peer)
 {
 	struct settings *set = array_value(&fuse_settings);
-	u8 marks;
+	u64 marks;
 
 	if (!set || !set->marks)
 		return false;

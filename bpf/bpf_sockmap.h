@@ -63,14 +63,18 @@ struct {
  */
 #define MARK_READER 1 /* reads as only TCP can: what it receives goes by TCP */
 #define MARK_WRITER 2 /* writes as only TCP can */
-#define MARK_PLAIN 4  /* has read, and not so */
+#define MARK_PLAIN 4  /* has read, and not so; --careful only */
+
+struct marks {
+	u64 seen; /* MARK_... */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, u64);
-	__type(value, u8);
+	__type(value, struct marks);
 } fuse_marks SEC(".maps");
 
 /* Services that were seen so, or whose clients were: plain TCP from the start. */
@@ -92,6 +96,7 @@ enum reason {
 	REASON_RECV_FLAGS,  /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
 	REASON_SEND_FLAGS,  /* MSG_OOB */
 	REASON_INTERRUPTED, /* a blocking recv answered EAGAIN */
+	REASON_ULP,	    /* TCP_ULP: kTLS */
 };
 
 /* One for each outcome, in messages or connections unless the name says bytes. */
@@ -204,6 +209,15 @@ static __always_inline void *array_value(void *map)
 static __always_inline struct sock *sk_of(struct tcp_sock *tp)
 {
 	return &tp->inet_conn.icsk_inet.sk;
+}
+
+/* What bpf_guard.bpf.c has seen of this socket; 0 where nobody looks. */
+static __always_inline u64 marks_of(struct tcp_sock *tp)
+{
+	u64 cookie = READ(sk_of(tp), __sk_common.skc_cookie.counter);
+	struct marks *marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+
+	return marks ? marks->seen : 0;
 }
 
 /* NULL if the socket was never in a map.  The low bits are SK_USER_DATA_PTRMASK. */

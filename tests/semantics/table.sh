@@ -58,14 +58,15 @@ To exclude a service, give \`load.sh --exclude-port\` the port that it listens o
 
 \`bpf_guard.bpf.c\` needs BTF trampolines, and bpftool 7.5 or later to attach it; \`load.sh\` says so where it cannot.
 *unguarded*: as everywhere without it. *guard*: the first connection of a service that does such a thing. *again*: its later ones,
-which start on TCP. *careful*: \`load.sh --careful\`, on a connection whose reader has read once before.
+which start on TCP. *careful*: \`load.sh --careful\`, where ends that read as most of the catalogue's do, waiting in recv, are left to TCP.
 
 $(matrix)
 
 With the guard \`splice\` from a fused socket answers EINVAL instead of waiting for ever; a reader that then reads loses nothing.
 
 kTLS: Linux 6.1.176 and 6.12.117 answer EINVAL when a socket that is in a sockhash is given keys (\`SOL_TLS\`; \`traffic ktls\` in the
-tests); OpenSSL goes on without.  Exclude services that should have it.
+tests); OpenSSL goes on without.  The guard remembers a service that asks (\`TCP_ULP\`), so that its next connections can have
+them; without the guard, exclude services that should.
 
 ## Edge-triggered readers
 
