@@ -3,6 +3,7 @@
  * ratio rr|stream SIZE SECONDS CPU_A CPU_B: one connection on loopback between
  * two processes, each on its processor.  Prints transactions per second (a
  * request of SIZE bytes and an answer of as many) or bytes per second.
+ * ratio pipe SIZE SECONDS CPU: writes of SIZE bytes, read again, per second.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -63,25 +64,13 @@ static void serve(int fd, int rr, char *buffer, size_t size)
 	_exit(0);
 }
 
-int main(int argc, char **argv)
+/* A connection whose other end a child serves. */
+static int connection(int rr, int cpu, char *buffer, size_t size)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET };
-	int rr, listener, client, server, one = 1;
 	socklen_t length = sizeof(address);
-	double seconds, start, end;
-	unsigned long count = 0;
-	char *buffer;
-	size_t size;
-	pid_t child;
+	int listener, client, server, one = 1;
 
-	if (argc != 6 || (strcmp(argv[1], "rr") && strcmp(argv[1], "stream"))) {
-		fprintf(stderr, "usage: ratio rr|stream SIZE SECONDS CPU_A CPU_B\n");
-		return 2;
-	}
-	rr = !strcmp(argv[1], "rr");
-	size = atol(argv[2]);
-	seconds = atof(argv[3]);
-	buffer = calloc(1, size > 1 << 20 ? size : 1 << 20);
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	listener = socket(AF_INET, SOCK_STREAM, 0);
 	client = socket(AF_INET, SOCK_STREAM, 0);
@@ -90,31 +79,55 @@ int main(int argc, char **argv)
 	    connect(client, (void *)&address, length) ||
 	    (server = accept(listener, NULL, NULL)) < 0) {
 		perror("ratio");
-		return 1;
+		exit(1);
 	}
 	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	child = fork();
-	if (!child) {
-		pin_to(atoi(argv[5]));
+	if (!fork()) {
+		pin_to(cpu);
 		close(client);
 		serve(server, rr, buffer, size);
 	}
-	pin_to(atoi(argv[4]));
 	close(server);
+	return client;
+}
+
+int main(int argc, char **argv)
+{
+	int answers, ends[2]; /* to read from, to write to */
+	double seconds, start, end;
+	unsigned long count = 0;
+	char *buffer;
+	size_t size;
+
+	if (!(argc == 5 && !strcmp(argv[1], "pipe")) &&
+	    !(argc == 6 && (!strcmp(argv[1], "rr") || !strcmp(argv[1], "stream")))) {
+		fprintf(stderr, "usage: ratio rr|stream SIZE SECONDS CPU_A CPU_B\n"
+				"       ratio pipe SIZE SECONDS CPU\n");
+		return 2;
+	}
+	answers = strcmp(argv[1], "stream");
+	size = atol(argv[2]);
+	seconds = atof(argv[3]);
+	buffer = calloc(1, size > 1 << 20 ? size : 1 << 20);
+	if (argc == 6)
+		ends[0] = ends[1] = connection(answers, atoi(argv[5]), buffer, size);
+	else if (pipe(ends))
+		return 1;
+	pin_to(atoi(argv[4]));
 	start = now();
 	do {
 		for (int i = 0; i < 64; i++, count++)
-			if (!exact(write_call, client, buffer, size) ||
-			    (rr && !exact(read, client, buffer, size))) {
+			if (!exact(write_call, ends[1], buffer, size) ||
+			    (answers && !exact(read, ends[0], buffer, size))) {
 				perror("ratio");
 				return 1;
 			}
 		end = now();
 	} while (end - start < seconds);
-	close(client);
-	waitpid(child, NULL, 0);
+	close(ends[1]);
+	wait(NULL);
 	end = now();
-	printf("%.0f\n", (rr ? count : (double)count * size) / (end - start));
+	printf("%.0f\n", (answers ? count : (double)count * size) / (end - start));
 	return 0;
 }

@@ -4,6 +4,8 @@
 # Inside isolate.sh only.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+# shellcheck source=bench/helpers.bash
+. "$here/helpers.bash"
 
 rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
 last_cpu=$(($(nproc) - 1))
@@ -15,10 +17,6 @@ if "${BPFTOOL:-bpftool}" cgroup show "$cgroup/plain" effective | grep -qw cgroup
 fi
 "$here/../load.sh" --quiet --cgroup "$cgroup/fused"
 trap '"$here/../unload.sh" --quiet' EXIT
-
-median() {
-  sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
-}
 
 # iperf3_stream BYTES SECONDS: bytes per second that iperf3 received, which writes so many at a time
 iperf3_stream() {

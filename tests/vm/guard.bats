@@ -75,6 +75,21 @@ proxied() {
   [ -z "$("$BPFTOOL" link show)" ]
 }
 
+@test "a load that is killed while it attaches the guard: unload leaves nothing, the next load is whole" {
+  local victim
+  load
+  "$here/load.sh" --quiet 3>&- &
+  victim=$!
+  wait_for 120 test -e "$BPFFS/sockfuse/staging/guard"
+  kill -KILL "$victim"
+  wait "$victim" || true
+  unload --quiet
+  assert_nothing_left
+  [ -z "$("$BPFTOOL" link show)" ]
+  load
+  [ "$("$BPFTOOL" -j link show | jq length)" -eq 6 ]
+}
+
 @test "a service that reads with MSG_WAITALL is remembered, and its next connection is plain TCP" {
   local before
   load
