@@ -258,7 +258,7 @@ guard() {
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
     die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out, or see Requirements in README.md"
-  say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB (docs/semantics.md): $why"
+  say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB, kTLS (docs/semantics.md): $why"
 }
 
 # The verdict program first: a socket gets it when it enters the map.  The new
