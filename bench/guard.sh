@@ -8,28 +8,31 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 . "$here/helpers.bash"
 
 rounds=${1:-7} seconds=${2:-2}
+guard=/sys/fs/bpf/sockfuse/guard
 results=$(mktemp -d)
 trap 'rm -rf "$results"; "$here/../unload.sh" --quiet' EXIT
 
 # measure NAME
 measure() {
   "$here/ratio" rr 64 "$seconds" 0 0 >>"$results/rr.$1"
-  "$here/ratio" pipe 1 "$seconds" 0 >>"$results/pipe.$1"
+  "$here/ratio" pipe 1 "$seconds" 0 >>"$results/byte.$1"
   "$here/ratio" pipe 4096 "$seconds" 0 >>"$results/page.$1"
+  "$here/ratio" pipe 65536 "$seconds" 0 >>"$results/full.$1"
 }
 
 for ((round = 0; round < rounds; round++)); do
-  "$here/../load.sh" --quiet --no-guard
-  measure without
   "$here/../load.sh" --quiet
-  [[ -e /sys/fs/bpf/sockfuse/guard ]] || {
+  [[ -e $guard ]] || {
     echo "guard.sh: the guard cannot be attached here; see: ./load.sh" >&2
     exit 6
   }
   measure with
+  rm -r "$guard" # its links go with their pins
+  measure without
 done
 printf '%s, median of %d rounds of %s s\n\n| | without | with | ratio |\n|---|---:|---:|---:|\n' "Linux $(uname -r)" "$rounds" "$seconds"
-for case in "rr:request/response, 64 bytes" "pipe:pipe, 1 byte" "page:pipe, 4096 bytes"; do
+for case in "rr:request/response, 64 bytes" "byte:pipe, 1 byte" "page:pipe, 4 KB" \
+  "full:pipe, 64 KB"; do
   files=("$results/${case%%:*}".{without,with})
   printf '| %s | %.0f /s | %.0f /s | %.3f |\n' "${case#*:}" "$(median <"${files[0]}")" "$(median <"${files[1]}")" \
     "$(paste "${files[@]}" | awk '{ print $2 / $1 }' | median)"

@@ -321,15 +321,21 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 }
 
 /*
- * Nothing was or will be fused to this end, which --careful found to read as only
- * TCP can: it need not stay in the map, where even TCP's bytes are read otherwise.
+ * Nothing was or will be fused to an end that --careful found to read as only TCP
+ * can, so whoever is inside its psock brings nothing: it leaves the map, where
+ * even TCP's bytes are read otherwise.
  */
-static __always_inline bool never_fused(struct tcp_sock *tp)
+static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
 {
 	struct settings *set = array_value(&fuse_settings);
+	struct sk_psock *psock;
 
-	return set && set->careful &&
-	       (marks_of(tp) & (MARK_READER | MARK_PLAIN)) == MARK_READER;
+	if (!set || !set->careful)
+		return;
+	psock = psock_of(tp);
+	if (psock && no_fused_bytes(psock) &&
+	    (marks_of(tp) & (MARK_READER | MARK_PLAIN)) == MARK_READER)
+		take_out_own(tp);
 }
 
 /*
@@ -349,8 +355,7 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
 	if (fallback && fallback->seam && fallback->peer)
 		mend_as_sender(tp, fallback);
-	if (never_fused(tp))
-		leave(tp);
+	leave_if_never_fused(tp);
 	if (tcp_bytes_wait(tp))
 		mend_as_reader(skops, tp);
 	else if (fallback && fallback->probing_since &&

@@ -12,7 +12,8 @@ differing() {
   join -t $'\t' <(sort plain.tsv) <(sort fused.tsv) | awk -F '\t' '$2 != $3 { print $1 }'
 }
 
-known() { cut -f 1 "$here/tests/semantics/differences.tsv" | sort; }
+# known: those that may differ on this kernel; the others name one that they are of
+known() { awk -F '\t' 'NF == 3 { print $1 }' "$here/tests/semantics/differences.tsv" | sort; }
 
 # both NAME...: the two transcripts of each
 both() {
@@ -58,8 +59,8 @@ teardown() { unload --quiet; }
   while IFS=$'\t' read -r _ kernel mode names; do
     echo "$kernel $mode: $names"
     # shellcheck disable=SC2086 # words
-    [ -z "$(comm -23 <(printf '%s\n' $names | sort) <(known))" ]
-    [[ $mode != again ]] || [ "$(wc -w <<<"$names")" -le 4 ]
+    [ -z "$(comm -23 <(printf '%s\n' $names | sort) <(cut -f 1 "$here/tests/semantics/differences.tsv" | sort))" ]
+    [[ $kernel != 6.12* || $mode != again ]] || [ "$(wc -w <<<"$names")" -le 4 ]
   done <"$here/tests/semantics/kernels.tsv"
 }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * catalogue ADDRESS [--again] [CASE...]: what an application can see of a TCP
+ * catalogue ADDRESS [--again | --polled] [CASE...]: what an application can see of a TCP
  * connection between two sockets on this IPv4 ADDRESS of the host, one behaviour
  * after the other; without CASE all of them.  Prints one line each,
  * NAME<TAB>TRANSCRIPT, that holds no times, ports or descriptors, so that two
  * runs on the same kind of connection print the same.
  *
  * --again: each on a second connection to the port of the first, where it has
- * been done before; only the second is told.
+ * been done before; only the second is told.  --polled: its pair has not waited
+ * in recv before it begins.
  *
  * tests/semantics.bats runs it on plain TCP and fused and compares.
  *
@@ -298,14 +299,20 @@ static void local(struct sockaddr_storage *address, socklen_t *length)
 	*length = sizeof(*in);
 }
 
+static bool polled; /* exchange() does not wait in recv */
+
 /* Two bytes each way. */
 static void exchange(int a, int b)
 {
 	char buffer[2];
 
 	for (int i = 0; i < 2; i++) {
-		if (send(i ? a : b, "..", 2, MSG_NOSIGNAL) != 2 ||
-		    recv(i ? b : a, buffer, 2, 0) != 2)
+		int from = i ? a : b, to = i ? b : a;
+		struct pollfd ready = { .fd = to, .events = POLLIN };
+
+		if (send(from, "..", 2, MSG_NOSIGNAL) != 2 ||
+		    (polled && poll(&ready, 1, 1000) != 1) ||
+		    recv(to, buffer, 2, polled ? MSG_DONTWAIT : 0) != 2)
 			result("exchange", -1);
 	}
 }
@@ -2217,10 +2224,14 @@ static void run_case(const struct behaviour *c, bool again)
 int main(int argc, char **argv)
 {
 	bool again = argc > 2 && !strcmp(argv[2], "--again");
-	int first = again ? 3 : 2;
+	int first;
+
+	polled = argc > 2 && !strcmp(argv[2], "--polled");
+	first = again || polled ? 3 : 2;
 
 	if (argc < 2 || inet_pton(AF_INET, argv[1], &host) != 1) {
-		fprintf(stderr, "usage: catalogue ADDRESS [--again] [CASE...]\n");
+		fprintf(stderr,
+			"usage: catalogue ADDRESS [--again | --polled] [CASE...]\n");
 		return 2;
 	}
 	for (size_t i = 0; i < sizeof(page); i++)

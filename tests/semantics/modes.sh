@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# modes.sh: runs the catalogue as sockfuse is by default, with the guard and
-# with --careful, and prints what differs from plain TCP, a line for each:
+# modes.sh: runs the catalogue as sockfuse is without the guard, with it and with
+# --careful, and prints what differs from plain TCP, a line for each:
 # "differs", kernel, mode, behaviours.  For tests/vm/run.sh (make semantics).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
@@ -20,3 +20,4 @@ mode unguarded --no-guard
 mode guard
 mode again --again
 mode careful --careful
+mode careful-polled --polled --careful

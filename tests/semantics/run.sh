@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# run.sh DIRECTORY [--again] [OPTION of load.sh...]: runs the catalogue on plain
+# run.sh DIRECTORY [--again | --polled] [OPTION of load.sh...]: runs the catalogue on plain
 # TCP and fused, both at a time, and writes plain.tsv, fused.tsv and counters.json
 # into DIRECTORY.  Inside isolate.sh only.
 set -euo pipefail
 # shellcheck source=tests/helpers.bash
 . "$(dirname "$(readlink -f "$0")")/../helpers.bash"
 
-results=$1 again=()
+results=$1 way=()
 shift
-[[ ${1-} != --again ]] || {
-  again=(--again)
+[[ ${1-} != --again && ${1-} != --polled ]] || {
+  way=("$1")
   shift
 }
 mkdir -p "$CGROUP/plain" "$CGROUP/fused"
@@ -18,7 +18,7 @@ trap 'unload --quiet' EXIT
 # catalogue CGROUP ADDRESS
 catalogue() {
   echo "$BASHPID" >"$CGROUP/$1/cgroup.procs"
-  exec "$here/tests/semantics/catalogue" "$2" "${again[@]}" >"$results/$1.tsv"
+  exec "$here/tests/semantics/catalogue" "$2" "${way[@]}" >"$results/$1.tsv"
 }
 
 # Plain TCP has an address that is not loopback: a sockfuse that is on in a cgroup

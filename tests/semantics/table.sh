@@ -13,7 +13,7 @@ matrix() {
     printf 'differs\t%s\tdefault\t%s\n' "$(uname -r)" "$(awk -F '\t' '$2 != $3 { printf "%s ", $1 }' both.tsv)"
     cat "$here/kernels.tsv"
   } | awk -F '\t' '
-    { column[++n] = $2 " " $3; split($4, names, " "); for (i in names) { differs[n, names[i]] = 1; seen[names[i]] = 1 } }
+    { sub(/[-+].*/, "", $2); column[++n] = $2 " " $3; split($4, names, " "); for (i in names) { differs[n, names[i]] = 1; seen[names[i]] = 1 } }
     END {
       printf "| |"; for (c = 1; c <= n; c++) printf " %s |", column[c]
       printf "\n|---|"; for (c = 1; c <= n; c++) printf "---|"
@@ -29,7 +29,7 @@ matrix() {
     }'
 }
 join -t $'\t' <(sort plain.tsv) <(sort fused.tsv) >both.tsv
-join -t $'\t' both.tsv <(sort "$here/differences.tsv") >differ.tsv
+join -t $'\t' both.tsv <(awk -F '\t' 'NF == 3' "$here/differences.tsv" | sort) >differ.tsv
 join -t $'\t' -v 1 both.tsv differ.tsv >same.tsv
 
 cat >"$here/../../docs/semantics.md" <<END
@@ -58,9 +58,12 @@ To exclude a service, give \`load.sh --exclude-port\` the port that it listens o
 
 \`bpf_guard.bpf.c\` needs BTF trampolines, and bpftool 7.5 or later to attach it; \`load.sh\` says so where it cannot.
 *unguarded*: as everywhere without it. *guard*: the first connection of a service that does such a thing. *again*: its later ones,
-which start on TCP. *careful*: \`load.sh --careful\`, where ends that read as most of the catalogue's do, waiting in recv, are left to TCP.
+which start on TCP. *careful*: \`load.sh --careful\`, which leaves ends to TCP that wait in recv, as most of the catalogue's do. *careful-polled*: the same,
+but the ends have polled and read once before, so that fusing has begun when they do what the behaviour is about.
 
 $(matrix)
+
+$(awk -F '\t' 'NF == 4 { printf "`%s` differs on Linux %s only (%s): %s\n", $1, $4, $2, $3 }' "$here/differences.tsv")
 
 With the guard \`splice\` from a fused socket answers EINVAL instead of waiting for ever; a reader that then reads loses nothing.
 
