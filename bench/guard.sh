@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # guard.sh [ROUNDS] [SECONDS]: the speed with the guard as a ratio of that without
-# it, in turn; medians of the rounds.  Where load.sh can attach it, so mostly
-# tests/vm/run.sh 6.12 bench/guard.sh
+# it, in turn; medians of the rounds.  For a machine of one's own, with a kernel that
+# takes the guard: load.sh changes what the host has.  In instructions:
+# QEMU_OPTIONS="-icount shift=0,sleep=off" tests/vm/run.sh 6.12 bench/guard.sh 3 0.5
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=bench/helpers.bash
@@ -12,8 +13,9 @@ guard=/sys/fs/bpf/sockfuse/guard
 results=$(mktemp -d)
 trap 'rm -rf "$results"; "$here/../unload.sh" --quiet' EXIT
 
-# measure NAME
+# measure NAME: once what was loaded or taken away has been freed
 measure() {
+  sleep 3
   "$here/ratio" rr 64 "$seconds" 0 0 >>"$results/rr.$1"
   "$here/ratio" pipe 1 "$seconds" 0 >>"$results/byte.$1"
   "$here/ratio" pipe 4096 "$seconds" 0 >>"$results/page.$1"

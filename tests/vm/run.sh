@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # run.sh KERNEL COMMAND...: runs it in this project, as root, on Debian's newest
 # KERNEL (6.1, 6.12) in a virtual machine, emulated unless ACCEL=kvm is given.
-# Ends with the command's exit code.  tests/vm/root is its system.
+# Ends with the command's exit code.  tests/vm/root is its system.  QEMU_OPTIONS
+# are given to QEMU: with "-icount shift=0,sleep=off" the machine's clock counts
+# instructions, and two runs measure the same.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 project=$(cd "$here/../.." && pwd)
@@ -63,7 +65,8 @@ archive() { (cd "$1" && shift && find . -xdev "$@" -print0 | cpio -0 -o -H newc 
   archive "$work/over"
 } >"$work/initramfs"
 
-timeout "$SECONDS_MAX" qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max -smp 2 -m 6G -nographic -no-reboot -nic none \
+read -ra options <<<"${QEMU_OPTIONS-}"
+timeout "$SECONDS_MAX" qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max -smp 2 -m 6G "${options[@]}" -nographic -no-reboot -nic none \
   -kernel "$here/kernels/$release/boot/vmlinuz-$release" -initrd "$work/initramfs" \
   -append "console=ttyS0 panic=-1 quiet loglevel=3 rdinit=/init" </dev/null 2>&1 | sed -u 's/\r$//' | tee "$work/log" | sed -u '/^vm: exit/d'
 code=$(sed -n 's/^vm: exit //p' "$work/log")
