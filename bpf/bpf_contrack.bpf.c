@@ -327,14 +327,9 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
  */
 static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
 {
-	struct settings *set = array_value(&fuse_settings);
-	struct sk_psock *psock;
+	struct sk_psock *psock = psock_of(tp);
 
-	if (!set || !set->careful)
-		return;
-	psock = psock_of(tp);
-	if (psock && no_fused_bytes(psock) &&
-	    (marks_of(tp) & (MARK_READER | MARK_PLAIN)) == MARK_READER)
+	if (psock && no_fused_bytes(psock) && marks_of(tp) & MARK_READER)
 		take_out_own(tp);
 }
 
@@ -345,18 +340,20 @@ static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
  */
 static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 {
+	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
 	struct fallback *fallback;
 	struct tcp_sock *tp;
 
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!tp)
+	if (!tp || !set)
 		return;
 	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
 	if (fallback && fallback->seam && fallback->peer)
 		mend_as_sender(tp, fallback);
-	leave_if_never_fused(tp);
-	if (tcp_bytes_wait(tp))
+	if (reader_unseen(set, tp))
+		leave_if_never_fused(tp);
+	else if (tcp_bytes_wait(tp))
 		mend_as_reader(skops, tp);
 	else if (fallback && fallback->probing_since &&
 		 bpf_ktime_get_ns() - fallback->probing_since > PROBING_NS)

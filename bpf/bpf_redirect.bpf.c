@@ -105,12 +105,9 @@ static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
 static __always_inline bool reader_guarded(struct tcp_sock *peer)
 {
 	struct settings *set = array_value(&fuse_settings);
-	u64 marks;
 
-	if (!set || !set->marks)
-		return false;
-	marks = marks_of(peer);
-	return marks & MARK_READER || (set->careful && !(marks & MARK_PLAIN));
+	return set && set->marks &&
+	       (marks_of(peer) & MARK_READER || reader_unseen(set, peer));
 }
 
 /* Only in these states does plain TCP take bytes from send(). */
@@ -391,13 +388,17 @@ static __always_inline bool speaks_against(struct sk_msg_md *msg, struct tcp_soc
 static __noinline bool falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
 				  struct tcp_sock *peer, struct fallback *fallback)
 {
+	struct settings *set = array_value(&fuse_settings);
+
 	if (!speaks_against(msg, own, peer, fallback))
 		return false;
 	if (!fallback)
 		fallback = fallback_of(msg);
 	if (fallback) {
 		fallback->peer = peer;
-		fallback->seam |= !!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
+		if (set && !reader_unseen(set, peer))
+			fallback->seam |=
+				!!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
 	}
 	return true;
 }

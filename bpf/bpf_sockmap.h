@@ -220,6 +220,12 @@ static __always_inline u64 marks_of(struct tcp_sock *tp)
 	return marks ? marks->seen : 0;
 }
 
+/* --careful: nothing is fused to a reader before it has been seen to read plainly. */
+static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock *peer)
+{
+	return set->careful && !(marks_of(peer) & MARK_PLAIN);
+}
+
 /* NULL if the socket was never in a map.  The low bits are SK_USER_DATA_PTRMASK. */
 static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
 {
