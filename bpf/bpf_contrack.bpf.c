@@ -158,6 +158,14 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	}
 }
 
+/* bpf_guard.bpf.c does so when a socket in the map closes; this one is out of it. */
+static __always_inline void forget_marks(struct tcp_sock *tp)
+{
+	u64 cookie = READ(sk_of(tp), __sk_common.skc_cookie.counter);
+
+	bpf_map_delete_elem(&fuse_marks, &cookie);
+}
+
 /*
  * connect(AF_UNSPEC) leaves a socket in the map, with what it has not read:
  * connected again, it would read the old connection's bytes as the new one's.
@@ -169,8 +177,10 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct pair_key key;
 
-	if (tp && stored_key(tp, &key)) /* hardly ever, at connect() */
-		bpf_map_delete_elem(&sock_ops_map, &key);
+	if (!tp || !stored_key(tp, &key)) /* as good as every connect() */
+		return;
+	bpf_map_delete_elem(&sock_ops_map, &key);
+	forget_marks(tp);
 }
 
 /*
@@ -199,6 +209,7 @@ static __always_inline void take_out_own(struct tcp_sock *tp)
 {
 	struct pair_key key = own_key(tp, true);
 
+	forget_marks(tp);
 	if (take_out(&key))
 		return;
 	key = own_key(tp, false);
@@ -230,6 +241,7 @@ static __always_inline bool unfuse(struct tcp_sock *tp, struct tcp_sock *peer)
 		return false;
 	if (!take_out(&key) || READ(others, refcnt.refs.counter))
 		return false;
+	forget_marks(peer);
 	take_out_own(tp);
 	return true;
 }
@@ -327,9 +339,7 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
  */
 static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
 {
-	struct sk_psock *psock = psock_of(tp);
-
-	if (psock && no_fused_bytes(psock) && marks_of(tp) & MARK_READER)
+	if (psock_of(tp) && marks_of(tp) & MARK_READER)
 		take_out_own(tp);
 }
 
@@ -344,6 +354,7 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct fallback *fallback;
 	struct tcp_sock *tp;
+	bool nothing;
 
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp || !set)
@@ -351,9 +362,10 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
 	if (fallback && fallback->seam && fallback->peer)
 		mend_as_sender(tp, fallback);
-	if (reader_unseen(set, tp))
+	nothing = nothing_fused(set, tp);
+	if (nothing)
 		leave_if_never_fused(tp);
-	else if (tcp_bytes_wait(tp))
+	if (!nothing && tcp_bytes_wait(tp))
 		mend_as_reader(skops, tp);
 	else if (fallback && fallback->probing_since &&
 		 bpf_ktime_get_ns() - fallback->probing_since > PROBING_NS)

@@ -396,7 +396,7 @@ static __noinline bool falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
 		fallback = fallback_of(msg);
 	if (fallback) {
 		fallback->peer = peer;
-		if (set && !reader_unseen(set, peer))
+		if (set && !nothing_fused(set, peer))
 			fallback->seam |=
 				!!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
 	}

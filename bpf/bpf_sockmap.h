@@ -240,6 +240,17 @@ static __always_inline bool no_fused_bytes(struct sk_psock *psock)
 	return READ(head, next) == head;
 }
 
+/* For such a reader; one that was fused to before --careful may have bytes waiting. */
+static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock *tp)
+{
+	struct sk_psock *psock;
+
+	if (!reader_unseen(set, tp))
+		return false;
+	psock = psock_of(tp);
+	return !psock || no_fused_bytes(psock);
+}
+
 /* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
 extern const void woken_wake_function __ksym __weak;
 /* Waits of epoll, for as long as the socket is in its set. */

@@ -52,6 +52,8 @@ serve() {
 }
 listens() { ss -Hltn "sport = :$1" | grep -q .; }
 
+no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" | jq -r '.[]')" ]; }
+
 # guarded: "PORT REASON" of each service that is remembered
 guarded() {
   "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.value)"'
@@ -139,4 +141,7 @@ proxied() {
   serve 8080 nginx -c /tmp/nginx.conf
   curl -sSf "http://127.0.0.1:8080/small?[1-20]" | wc -c # two that wait in epoll and poll
   (($(counter fused_bytes) >= 15000))
+  # Whoever has left the map or closed is forgotten.
+  pkill nginx
+  wait_for 10 no_marks
 }
