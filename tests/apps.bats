@@ -49,8 +49,6 @@ serve() {
   wait_for 20 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
 }
 
-listens() { ss -Hltn "sport = :$1" | grep -q .; }
-
 same() { cmp "$ROOT$1" "$ROOT$2"; }
 
 # fused BYTES: so many at the least, or the test was of plain TCP.  How many more

@@ -14,7 +14,7 @@ teardown() {
 iperf3_run() {
   iperf3 -s -p 5001 -1 >/dev/null 3>&- &
   SERVER=$!
-  wait_for 10 bash -c "ss -Hltn 'sport = :5001' | grep -q ."
+  wait_for 10 listens 5001
   iperf3 -c 127.0.0.1 -p 5001 "$@"
   wait "$SERVER"
 }
@@ -211,7 +211,7 @@ tracked() { (($(counter ends_tracked) >= $1)); }
 @test "excluded ports: their services stay out of the map at both ends, others do not" {
   load --exclude-port 1,7441-7443
   iperf3 -s -1 -p 7442 >/dev/null 2>&1 3>&- &
-  wait_for 10 bash -c "ss -Hltn 'sport = :7442' | grep -q ."
+  wait_for 10 listens 7442
   iperf3 -c 127.0.0.1 -p 7442 -n 1M >/dev/null
   counters
   [ "$(counter ends_excluded)" -eq 4 ]
@@ -228,7 +228,7 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   head -c 20000000 /dev/urandom >"$dir/file"
   (cd "$dir" && exec openssl s_server -accept 7443 -key key -cert cert -WWW -quiet >/dev/null 2>&1 3>&-) &
   SERVER=$!
-  wait_for 10 bash -c "ss -Hltn 'sport = :7443' | grep -q ."
+  wait_for 10 listens 7443
   curl -sk https://127.0.0.1:7443/file -o "$dir/got"
   cmp "$dir/file" "$dir/got"
   (($(counter fused_bytes) > 0))

@@ -44,6 +44,9 @@ wait_for() {
   done
 }
 
+# listens PORT
+listens() { ss -Hltn "sport = :$1" | grep -q .; }
+
 # What a test may not leave: pins, attachments.
 assert_nothing_left() {
   local left

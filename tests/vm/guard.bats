@@ -50,7 +50,6 @@ serve() {
   SERVERS="${SERVERS-} $!"
   wait_for 20 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
 }
-listens() { ss -Hltn "sport = :$1" | grep -q .; }
 
 no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" | jq -r '.[]')" ]; }
 
