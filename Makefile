@@ -20,7 +20,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
-OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_status.bpf.o
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
 SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh \

@@ -8,12 +8,15 @@ readonly PIN_SOCKOPS=$BPFFS/bpf_sockops
 readonly PIN_REDIR=$BPFFS/bpf_redir
 readonly PIN_MAP=$BPFFS/sock_ops_map
 readonly PIN_DIR=$BPFFS/sockfuse
+readonly CONNECTIONS=$PIN_DIR/connections # an iterator for each sockhash, by its id
 readonly STAGING=$PIN_DIR/staging
 # The maps that outlive a reload; their names say that a program is ours.
 readonly SETTINGS=fuse_settings
 readonly COUNTERS=fuse_counters
 readonly MARKS=fuse_marks
 readonly GUARDED=fuse_guarded
+readonly DIRECTIONS=fuse_directions
+readonly EXCLUDED=fuse_excluded
 readonly LOCK=/run/sockfuse.lock
 readonly LOCK_WAIT=60 # seconds
 
@@ -98,19 +101,13 @@ cgroup2_mount() {
   done
 }
 
-# Ids of the maps named $1, as a JSON array.
-map_ids_named() {
-  "$BPFTOOL" -j map show | jq -c --arg name "$1" '[.[] | select(.name == $name) | .id]'
-}
-
 # Our programs: those that use a map named like our settings, as JSON objects
 # with id, type, settings (map id) and map (id of the sockhash).
 our_programs() {
-  local settings maps
-  settings=$(map_ids_named "$SETTINGS")
-  maps=$(map_ids_named sock_ops_map)
-  "$BPFTOOL" -j prog show | jq -c --argjson settings "$settings" --argjson maps "$maps" '
-    .[] | .map_ids as $ids
+  "$BPFTOOL" -j prog show | jq -c --arg settings "$SETTINGS" --slurpfile maps <("$BPFTOOL" -j map show) '
+    def named($name): [$maps[0][] | select(.name == $name).id];
+    named($settings) as $settings | named("sock_ops_map") as $maps
+    | .[] | .map_ids as $ids
     | {id, type,
        settings: first(($ids // [])[] | select(IN($settings[]))),
        map: first((($ids // [])[] | select(IN($maps[]))), null)}'
@@ -121,12 +118,10 @@ pinned_id() {
   "$BPFTOOL" -j prog show pinned "$1" 2>/dev/null | jq -r '.id // empty'
 }
 
-# "CGROUP ID" of each sockops program of ours attached in any visible cgroup.
+# "ID CGROUP" of each sockops program of ours attached in any visible cgroup.
 our_attachments() {
-  local ours
-  ours=$(our_programs | jq -sc 'map(.id)')
-  { "$BPFTOOL" -j cgroup tree "$(cgroup2_mount)" 2>/dev/null || true; } | jq -r --argjson ours "$ours" '
-    .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[])) | "\(.id) \($cgroup)"'
+  { "$BPFTOOL" -j cgroup tree "$(cgroup2_mount)" 2>/dev/null || true; } | jq -r --slurpfile ours <(our_programs) '
+    .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[].id)) | "\(.id) \($cgroup)"'
 }
 
 # detach_all_but IDS: every attachment of ours but these.  Only what is seen
@@ -143,19 +138,19 @@ detach_all_but() {
 # only after a load that was killed.  Nothing outside this bpffs and the
 # visible cgroups is looked at: another sockfuse may run in a container.
 our_settings() {
-  local path ids
-  ids=$({
-    for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$STAGING/bpf_sockops" "$STAGING/bpf_redir"; do
-      pinned_id "$path"
-    done
-    our_attachments | cut -d ' ' -f 1
-  } | jq -sc .)
+  local path
   {
-    for path in "$PIN_DIR/$SETTINGS" "$STAGING/maps/$SETTINGS"; do
-      "$BPFTOOL" -j map show pinned "$path" 2>/dev/null | jq -r '.id // empty'
+    for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$STAGING/bpf_sockops" "$STAGING/bpf_redir"; do
+      "$BPFTOOL" -j prog show pinned "$path" 2>/dev/null || true
     done
-    our_programs | jq -r --argjson ids "$ids" 'select(.id | IN($ids[])) | .settings'
-  } | sort -un
+    for path in "$PIN_DIR/$SETTINGS" "$STAGING/maps/$SETTINGS"; do
+      "$BPFTOOL" -j map show pinned "$path" 2>/dev/null || true
+    done
+  } | jq -rs --slurpfile ours <(our_programs) --rawfile attached <(our_attachments) '
+    map(select(.id)) | map(select(.bytes_key).id) as $maps
+    | (map(select(.bytes_key | not).id) + [$attached | split("\n")[] | split(" ")[0] // empty | tonumber]) as $programs
+    | $maps + [$ours[] | select(.id | IN($programs[])).settings]
+    | unique[]'
 }
 
 # set_setting MAP_REFERENCE... NAME VALUE (0 or 1): changes one byte of struct

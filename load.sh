@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 usage() {
   cat <<EOF
 Usage: load.sh [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
-               [--no-guard | --careful] [--quiet]
+               [--account] [--no-guard | --careful] [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -20,6 +20,8 @@ what is loaded; live connections go on.
                          ports: numbers and ranges, as 80,443,6000-6010
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
+  --account              count bytes and age of each connection, for status.sh;
+                         short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
                          MSG_OOB, …); where the kernel has no BTF trampolines
                          load.sh says that this is so
@@ -38,6 +40,7 @@ EOF
 CGROUP=
 EXCLUDE=
 MAX_CONNECTIONS=65536
+ACCOUNT=
 GUARD=1
 CAREFUL=
 parse_arguments() {
@@ -58,6 +61,7 @@ parse_arguments() {
         MAX_CONNECTIONS=$2
         shift
         ;;
+      --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
       --quiet) QUIET=1 ;;
@@ -96,12 +100,12 @@ exclude() {
   local port little=1
   [[ $EXCLUDE ]] || return 0
   [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]] || little=
-  say "+ $BPFTOOL map update pinned $STAGING/maps/fuse_excluded (ports ${EXCLUDE#,})"
+  say "+ $BPFTOOL map update pinned $STAGING/maps/$EXCLUDED (ports ${EXCLUDE#,})"
   excluded_ports | while read -r port; do
-    echo "map update pinned $STAGING/maps/fuse_excluded key $((little ? port % 256 : port / 256))" \
+    echo "map update pinned $STAGING/maps/$EXCLUDED key $((little ? port % 256 : port / 256))" \
       "$((little ? port / 256 : port % 256)) value 1"
   done | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
-    die "$EX_FAILED" "the ports to exclude were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/fuse_excluded"
+    die "$EX_FAILED" "the ports to exclude were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/$EXCLUDED"
 }
 
 need_host() {
@@ -125,7 +129,8 @@ find_cgroup() {
 # The objects, built if they are missing or older than what they are made of.
 build() {
   local name source stale=
-  for name in bpf_contrack bpf_redirect bpf_guard; do
+  [[ -e $here/Makefile ]] || return 0 # installed
+  for name in bpf_contrack bpf_redirect bpf_guard bpf_status; do
     for source in "$here/bpf/$name.bpf.c" "$here/bpf/bpf_sockmap.h" "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
@@ -220,7 +225,7 @@ stage() {
     map name sock_ops_map pinned "$STAGING/sock_ops_map" \
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
     map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS" \
-    map name fuse_fallback pinned "$STAGING/maps/fuse_fallback" \
+    map name "$DIRECTIONS" pinned "$STAGING/maps/$DIRECTIONS" \
     map name "$MARKS" pinned "$STAGING/maps/$MARKS"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
@@ -248,7 +253,7 @@ guard() {
   local name maps why
   [[ $GUARD ]] || return 0
   maps=(map name sock_ops_map pinned "$STAGING/sock_ops_map")
-  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" fuse_fallback; do
+  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
     maps+=(map name "$name" pinned "$STAGING/maps/$name")
   done
   say "+ $BPFTOOL prog loadall $here/bpf/bpf_guard.bpf.o $STAGING/guard ${maps[*]} autoattach"
@@ -261,6 +266,19 @@ guard() {
   say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB, kTLS (docs/semantics.md): $why"
 }
 
+# The iterator that status.sh reads, optional too.
+iterator() {
+  local log id pin
+  id=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
+  pin=$STAGING/connections/$id
+  run mkdir "$STAGING/connections"
+  say "+ $BPFTOOL iter pin $here/bpf/bpf_status.bpf.o $pin map id $id"
+  log=$("$BPFTOOL" iter pin "$here/bpf/bpf_status.bpf.o" "$pin" map id "$id" 2>&1) || {
+    rm -rf "$STAGING/connections"
+    say "status.sh lists no connections here: $(load_error <<<"$log")"
+  }
+}
+
 # The verdict program first: a socket gets it when it enters the map.  The new
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
@@ -269,6 +287,7 @@ attach() {
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
   run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
+  set_setting "${SETTINGS_MAP[@]}" account "${ACCOUNT:-0}"
   set_setting "${SETTINGS_MAP[@]}" careful "${CAREFUL:-0}"
   [[ ! $CAREFUL ]] || set_setting "${SETTINGS_MAP[@]}" marks 1
   set_setting "${SETTINGS_MAP[@]}" fuse 1
@@ -289,6 +308,17 @@ check() {
     die "$EX_FAILED" "the verdict program does not use the map" "try: $0 again"
 }
 
+# Those of earlier loads stay for as long as one of their sockets lives.
+commit_iterator() {
+  local pin
+  for pin in "$CONNECTIONS"/*; do
+    [[ ! -e $pin ]] || grep -qvm 1 '^verdict' "$pin" || run rm -f "$pin"
+  done
+  [[ -e $STAGING/connections ]] || return 0
+  run mkdir -p "$CONNECTIONS"
+  run mv "$STAGING/connections"/* "$CONNECTIONS"
+}
+
 commit() {
   trap '' INT TERM HUP
   run mv -fT "$STAGING/sock_ops_map" "$PIN_MAP"
@@ -300,6 +330,7 @@ commit() {
   run mv -fT "$STAGING/maps/$GUARDED" "$PIN_DIR/$GUARDED"
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
+  commit_iterator
   detach_all_but "$NEW_ID"
   [[ ! $OLD_SETTINGS ]] || set_setting id "$OLD_SETTINGS" fuse 0 # nobody could later
   run rm -rf "$STAGING"
@@ -344,6 +375,7 @@ rm -rf "$STAGING" # of a load that was killed
 stage
 exclude
 guard
+iterator
 attach
 check
 commit

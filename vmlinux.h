@@ -23,6 +23,14 @@ struct list_head {
 	struct list_head *next;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 typedef struct {
 	int counter;
 } atomic_t;
@@ -108,6 +116,30 @@ struct socket_wq {
 	wait_queue_head_t wait;
 };
 
+/* linux/bpf_local_storage.h, kernel/bpf/bpf_local_storage.c: sk_storage */
+struct bpf_map {
+	char name[16];
+	u32 value_size;
+};
+
+struct bpf_local_storage_map {
+	struct bpf_map map;
+};
+
+struct bpf_local_storage_data {
+	struct bpf_local_storage_map *smap;
+	u8 data[0];
+};
+
+struct bpf_local_storage_elem {
+	struct hlist_node snode;
+	struct bpf_local_storage_data sdata;
+};
+
+struct bpf_local_storage {
+	struct hlist_head list;
+};
+
 /* fs/eventpoll.c: what epoll_ctl() puts into a socket's wait queue */
 struct epoll_event {
 	u32 events;
@@ -135,13 +167,24 @@ enum sock_flags {
 	SOCK_ZEROCOPY,
 };
 
+struct in6_addr {
+	union {
+		u32 u6_addr32[4];
+	} in6_u;
+};
+
 struct sock_common {
 	unsigned long skc_flags; /* bits of enum sock_flags */
 	volatile unsigned char skc_state;
 	struct proto *skc_prot;
 	possible_net_t skc_net;
-	u16 skc_num;	       /* local port, host byte order */
-	u16 skc_dport;	       /* network byte order */
+	u16 skc_family;
+	u16 skc_num;	   /* local port, host byte order */
+	u16 skc_dport;	   /* network byte order, as the addresses */
+	u32 skc_rcv_saddr; /* of this end */
+	u32 skc_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+	struct in6_addr skc_v6_daddr;
 	atomic64_t skc_cookie; /* 0 until somebody asked for it */
 };
 
@@ -161,6 +204,7 @@ struct sock {
 	struct socket_wq *sk_wq;
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
+	struct bpf_local_storage *sk_bpf_storage;
 	socket_lock_t sk_lock;
 	u32 sk_tsflags;	    /* SO_TIMESTAMPING; u16 before 6.6 */
 	int sk_disconnects; /* calls of connect(AF_UNSPEC) under way; 6.6 and stable
@@ -202,7 +246,20 @@ struct sk_msg {
 	struct sock *sk_redir;
 };
 
+struct bpf_prog_aux {
+	u32 id;
+};
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
+
+struct sk_psock_progs {
+	struct bpf_prog *msg_parser; /* the verdict program */
+};
+
 struct sk_psock {
+	bool redir_ingress; /* where its last redirect went */
 	struct list_head ingress_msg;
 	u32 msg_tot_len;       /* bytes in it; FIONREAD tells them where this exists */
 	refcount_t refcnt;     /* one for the map, one for each call that is inside */
@@ -218,6 +275,25 @@ struct sk_psock_link {
 struct bpf_shtab_elem {
 	struct sock *sk;
 	u8 key[0];
+};
+
+struct bpf_shtab {
+	struct bpf_map map;
+	struct sk_psock_progs progs;
+};
+
+/* linux/bpf.h, net/core/sock_map.c: what an iter/sockmap program is given */
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__sockmap {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	struct sock *sk; /* NULL in the last call */
 };
 
 #pragma clang attribute pop

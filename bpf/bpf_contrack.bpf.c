@@ -120,6 +120,19 @@ static __always_inline void trace_end(struct bpf_sock_ops *skops)
 	}
 }
 
+static __always_inline void account(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct direction *direction;
+
+	if (!sk)
+		return;
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
+				       BPF_SK_STORAGE_GET_F_CREATE);
+	if (direction)
+		direction->since = bpf_ktime_get_ns();
+}
+
 static __always_inline void track(struct bpf_sock_ops *skops)
 {
 	struct settings *set = array_value(&fuse_settings);
@@ -148,6 +161,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
 	if (!err) {
 		COUNT(ends_tracked);
+		if (set->account)
+			account(skops);
 		bpf_sock_ops_cb_flags_set(
 			skops, skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 				       BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
@@ -266,31 +281,32 @@ static __always_inline void set_option(struct bpf_sock_ops *skops, int level, in
 static __always_inline void start_probing(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
-	struct fallback *fallback;
+	struct direction *direction;
 	int size = sizeof(int);
 
 	if (!sk)
 		return;
-	fallback =
-		bpf_sk_storage_get(&fuse_fallback, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!fallback || fallback->probing_since ||
-	    bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &fallback->keepalive, size) ||
-	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPIDLE, &fallback->keepidle, size) ||
-	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &fallback->keepintvl, size))
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
+				       BPF_SK_STORAGE_GET_F_CREATE);
+	if (!direction || direction->probing_since ||
+	    bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &direction->keepalive,
+			   size) ||
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPIDLE, &direction->keepidle, size) ||
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &direction->keepintvl, size))
 		return;
-	fallback->probing_since = bpf_ktime_get_ns();
+	direction->probing_since = bpf_ktime_get_ns();
 	set_option(skops, SOL_TCP, TCP_KEEPIDLE, 1);
 	set_option(skops, SOL_TCP, TCP_KEEPINTVL, 1);
 	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
 static __always_inline void stop_probing(struct bpf_sock_ops *skops,
-					 struct fallback *fallback)
+					 struct direction *direction)
 {
-	fallback->probing_since = 0;
-	set_option(skops, SOL_TCP, TCP_KEEPIDLE, fallback->keepidle);
-	set_option(skops, SOL_TCP, TCP_KEEPINTVL, fallback->keepintvl);
-	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, fallback->keepalive);
+	direction->probing_since = 0;
+	set_option(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
+	set_option(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
+	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
 }
 
 /* TCP bytes that the reader has not taken; a FIN is none. */
@@ -302,12 +318,13 @@ static __always_inline bool tcp_bytes_wait(struct tcp_sock *tp)
 }
 
 /* As the sender of TCP bytes, before they leave: the reader meets no seam. */
-static __always_inline void mend_as_sender(struct tcp_sock *tp, struct fallback *fallback)
+static __always_inline void mend_as_sender(struct tcp_sock *tp,
+					   struct direction *direction)
 {
-	u32 found = waiters(fallback->peer);
+	u32 found = waiters(direction->peer);
 
-	if (found & WAITER_EDGE ? unfuse(tp, fallback->peer) : !(found & WAITER_LATER))
-		fallback->seam = 0;
+	if (found & WAITER_EDGE ? unfuse(tp, direction->peer) : !(found & WAITER_LATER))
+		direction->seam = 0;
 }
 
 /*
@@ -352,26 +369,26 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
-	struct fallback *fallback;
+	struct direction *direction;
 	struct tcp_sock *tp;
 	bool nothing;
 
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp || !set)
 		return;
-	fallback = bpf_sk_storage_get(&fuse_fallback, sk, NULL, 0);
-	if (fallback && fallback->seam && fallback->peer)
-		mend_as_sender(tp, fallback);
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
+	if (direction && direction->seam && direction->peer)
+		mend_as_sender(tp, direction);
 	nothing = nothing_fused(set, tp);
 	if (nothing)
 		leave_if_never_fused(tp);
 	if (!nothing && tcp_bytes_wait(tp))
 		mend_as_reader(skops, tp);
-	else if (fallback && fallback->probing_since &&
-		 bpf_ktime_get_ns() - fallback->probing_since > PROBING_NS)
-		stop_probing(skops, fallback);
+	else if (direction && direction->probing_since &&
+		 bpf_ktime_get_ns() - direction->probing_since > PROBING_NS)
+		stop_probing(skops, direction);
 
-	if (!psock_of(tp) && !(fallback && fallback->probing_since))
+	if (!psock_of(tp) && !(direction && direction->probing_since))
 		bpf_sock_ops_cb_flags_set(skops,
 					  skops->bpf_sock_ops_cb_flags &
 						  ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);

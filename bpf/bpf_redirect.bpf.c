@@ -66,9 +66,9 @@ struct {
 	__type(value, u8);
 } fuse_streams SEC(".maps");
 
-static __always_inline struct fallback *fallback_of(struct sk_msg_md *msg)
+static __always_inline struct direction *direction_of(struct sk_msg_md *msg)
 {
-	return bpf_sk_storage_get(&fuse_fallback, msg->sk, NULL,
+	return bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				  BPF_SK_STORAGE_GET_F_CREATE);
 }
 
@@ -246,17 +246,17 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
  * the next TCP byte does.
  */
 static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock *peer,
-					   struct fallback *fallback)
+					   struct direction *direction)
 {
 	if (!own->data_segs_out)
 		return false; /* not a byte has gone by TCP */
-	if (!fallback)
+	if (!direction)
 		return true;
-	if (fallback->returned == (SEEN | own->write_seq))
+	if (direction->returned == (SEEN | own->write_seq))
 		return false;
 	if (reader_may_be_in_tcp(peer))
 		return true;
-	fallback->returned = SEEN | own->write_seq;
+	direction->returned = SEEN | own->write_seq;
 	return false;
 }
 
@@ -292,115 +292,97 @@ __noinline bool drained(u64 address)
  * Where too much waits all the same, bpf_contrack.bpf.c makes the missing edge.
  */
 static __always_inline bool
-edge_reader_full(struct tcp_sock *peer, struct fallback *fallback, u32 found, u32 size)
+edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, u32 size)
 {
 	if (found & WAITER_EDGE && drained(address_of(peer)))
 		return true;
 	if (size >= BULK_BYTES)
 		return false; /* bounded by its bytes */
-	if (!fallback)
+	if (!direction)
 		return true;
-	if (++fallback->waiting > MAX_UNREAD) /* or so many since it was counted */
-		fallback->waiting = messages_waiting(peer, MAX_UNREAD);
-	return fallback->waiting >= MAX_UNREAD;
+	if (++direction->waiting > MAX_UNREAD) /* or so many since it was counted */
+		direction->waiting = messages_waiting(peer, MAX_UNREAD);
+	return direction->waiting >= MAX_UNREAD;
 }
 
 /* Bytes and messages that wait; each limit has its own reason. */
-static __always_inline bool too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
-					   struct tcp_sock *peer,
-					   struct fallback *fallback)
+static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
+					  struct tcp_sock *peer,
+					  struct direction *direction)
 {
 	u32 backlog = backlog_of(peer), size = msg->size, found;
 	bool many;
 
-	if (!backlog && fallback) {
-		fallback->waiting = 0;
-		if (fallback->stream && size < BULK_BYTES) {
-			fallback->stream--;
-			COUNT(tcp_backlog_number);
-			return true;
+	if (!backlog && direction) {
+		direction->waiting = 0;
+		if (direction->stream && size < BULK_BYTES) {
+			direction->stream--;
+			return OUTCOME(tcp_backlog_number);
 		}
 	}
 	many = too_many_wait(peer, backlog, size);
 	if (!many && backlog + size <= EDGE_BYTES)
-		return false;
-
-	if (backlog_full(own, peer, backlog, size)) {
-		COUNT(tcp_backlog_bytes);
-		return true;
-	}
+		return FUSED;
+	if (backlog_full(own, peer, backlog, size))
+		return OUTCOME(tcp_backlog_bytes);
 	found = waiters(peer);
 	if (found & (WAITER_EDGE | WAITER_LATER)) {
-		if (!fallback)
-			fallback = fallback_of(msg);
-		if (edge_reader_full(peer, fallback, found, size)) {
-			COUNT(tcp_edge_triggered);
-			return true;
-		}
+		if (!direction)
+			direction = direction_of(msg);
+		if (edge_reader_full(peer, direction, found, size))
+			return OUTCOME(tcp_edge_triggered);
 		if (many)
-			fallback->stream = STREAM_MESSAGES;
-		return false;
+			direction->stream = STREAM_MESSAGES;
+		return FUSED;
 	}
-	if (many)
-		COUNT(tcp_backlog_number);
-	return many;
+	return many ? OUTCOME(tcp_backlog_number) : FUSED;
 }
 
-/* The decision, rule by rule; the first that speaks against fusing is counted. */
-static __always_inline bool speaks_against(struct sk_msg_md *msg, struct tcp_sock *own,
-					   struct tcp_sock *peer,
-					   struct fallback *fallback)
+/* The decision, rule by rule: what is the first that speaks against fusing? */
+static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock *own,
+					  struct tcp_sock *peer,
+					  struct direction *direction)
 {
-	if (READ(peer, inet_conn.icsk_ulp_ops)) {
-		COUNT(tcp_socket_state);
-		return true;
-	}
-	if (reader_wants_tcp(peer)) {
-		COUNT(tcp_socket_option);
-		return true;
-	}
-	if (reader_guarded(peer)) {
-		COUNT(tcp_guarded);
-		return true;
-	}
-	if (tcp_bytes_unread(own, peer)) {
-		COUNT(tcp_in_flight);
-		return true;
-	}
+	u32 outcome;
+
+	if (READ(peer, inet_conn.icsk_ulp_ops))
+		return OUTCOME(tcp_socket_state);
+	if (reader_wants_tcp(peer))
+		return OUTCOME(tcp_socket_option);
+	if (reader_guarded(peer))
+		return OUTCOME(tcp_guarded);
+	if (tcp_bytes_unread(own, peer))
+		return OUTCOME(tcp_in_flight);
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
-	    waiters(peer) & (WAITER_EDGE | WAITER_LATER)) {
-		COUNT(tcp_edge_triggered);
-		return true; /* FIONREAD would not tell it of fused bytes */
-	}
-	if (too_much_waits(msg, own, peer, fallback))
-		return true;
-	if (charge_may_fail(own, peer, msg->size)) {
-		COUNT(tcp_memory);
-		return true;
-	}
-	if (reader_blocked(own, peer, fallback)) {
-		COUNT(tcp_blocked_reader);
-		return true;
-	}
-	return false;
+	    waiters(peer) & (WAITER_EDGE | WAITER_LATER))
+		return OUTCOME(tcp_edge_triggered); /* FIONREAD would not tell it */
+	outcome = too_much_waits(msg, own, peer, direction);
+	if (outcome)
+		return outcome;
+	if (charge_may_fail(own, peer, msg->size))
+		return OUTCOME(tcp_memory);
+	if (reader_blocked(own, peer, direction))
+		return OUTCOME(tcp_blocked_reader);
+	return FUSED;
 }
 
-static __noinline bool falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
-				  struct tcp_sock *peer, struct fallback *fallback)
+static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
+				 struct tcp_sock *peer, struct direction *direction)
 {
 	struct settings *set = array_value(&fuse_settings);
+	u32 outcome = speaks_against(msg, own, peer, direction);
 
-	if (!speaks_against(msg, own, peer, fallback))
-		return false;
-	if (!fallback)
-		fallback = fallback_of(msg);
-	if (fallback) {
-		fallback->peer = peer;
+	if (outcome == FUSED)
+		return FUSED;
+	if (!direction)
+		direction = direction_of(msg);
+	if (direction) {
+		direction->peer = peer;
 		if (set && !nothing_fused(set, peer))
-			fallback->seam |=
+			direction->seam |=
 				!!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
 	}
-	return true;
+	return outcome;
 }
 
 /* The peer, to whom the message goes now; NULL if it is not in the map. */
@@ -469,55 +451,75 @@ static __always_inline void gather(struct sk_msg_md *msg)
 	bpf_msg_pull_data(msg, 0, msg->size, 0);
 }
 
+/* Of the sender alone, whoever the peer is. */
+static __always_inline u32 writer_speaks_against(struct settings *set,
+						 struct tcp_sock *own)
+{
+	if (!can_send(own) || not_plain_tcp(own))
+		return OUTCOME(tcp_socket_state);
+	if (writer_wants_tcp(own))
+		return OUTCOME(tcp_socket_option);
+	if (set->marks && marks_of(own) & MARK_WRITER)
+		return OUTCOME(tcp_guarded);
+	return FUSED;
+}
+
 SEC("sk_msg")
 int bpf_redir(struct sk_msg_md *msg)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct tcp_sock *own, *known, *peer;
-	struct fallback *fallback;
+	struct direction *direction;
+	u32 outcome;
 
-	if (!set || !set->fuse) {
+	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
+	if (!set || !set->fuse || !own) {
 		COUNT(tcp_switched_off);
 		return SK_PASS;
 	}
-	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
-	if (!own || !can_send(own) || not_plain_tcp(own)) {
-		COUNT(tcp_socket_state);
-		return SK_PASS;
-	}
-	if (writer_wants_tcp(own)) {
-		COUNT(tcp_socket_option);
-		return SK_PASS;
-	}
-	if (set->marks && marks_of(own) & MARK_WRITER) {
-		COUNT(tcp_guarded);
-		return SK_PASS;
-	}
-
-	fallback =
-		bpf_sk_storage_get(&fuse_fallback, msg->sk, NULL,
+	direction =
+		bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	known = fallback ? fallback->peer : NULL;
-	if (known && falls_back(msg, own, known, fallback))
-		return SK_PASS;
+	outcome = writer_speaks_against(set, own);
+	if (outcome)
+		goto by_tcp;
+	known = direction ? direction->peer : NULL;
+	if (known) {
+		outcome = falls_back(msg, own, known, direction);
+		if (outcome)
+			goto by_tcp;
+	}
 
 	peer = redirect(msg, own);
 	if (!peer) {
-		COUNT(tcp_peer_unknown);
-		return SK_PASS;
+		outcome = OUTCOME(tcp_peer_unknown);
+		goto by_tcp;
 	}
 	if (peer != known) {
-		if (fallback)
-			fallback->peer = peer;
-		if (falls_back(msg, own, peer, fallback)) {
+		if (direction)
+			direction->peer = peer;
+		outcome = falls_back(msg, own, peer, direction);
+		if (outcome) {
 			send_by_own_tcp(msg, own);
-			return SK_PASS;
+			goto by_tcp;
 		}
 	}
+
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
+	if (direction) {
+		direction->outcome = FUSED;
+		direction->fused_bytes += msg->size;
+	}
 	if (msg->size >= BULK_BYTES && streams(own, peer))
 		gather(msg);
 	await_lock(peer);
+	return SK_PASS;
+
+by_tcp:
+	count(outcome);
+	direction = direction_of(msg);
+	if (direction)
+		direction->outcome = outcome;
 	return SK_PASS;
 }

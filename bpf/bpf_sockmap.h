@@ -48,6 +48,7 @@ struct settings {
 	u8 trace;   /* 1: a line in the trace pipe for each end of a connection */
 	u8 marks;   /* 1: fuse_marks is to be looked at; set by bpf_guard.bpf.c */
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
+	u8 account; /* 1: bytes and age of each connection, struct direction */
 };
 
 struct {
@@ -132,13 +133,13 @@ struct {
 } fuse_counters SEC(".maps");
 
 /*
- * What a direction keeps, by its sender's socket.  Only one that has sent bytes
- * by TCP, or that its reader did not keep up with, has one of these; a
- * connection that never falls back pays for none.
+ * What a direction keeps, by its sender's socket.  Without load.sh --account only
+ * one that has sent bytes by TCP, or that its reader did not keep up with, has one
+ * of these; a connection that never falls back pays for none.
  */
 #define SEEN (1ULL << 32)
 
-struct fallback {
+struct direction {
 	/* Spares a redirect that would be taken back; only ever steers. */
 	struct tcp_sock *peer;
 	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
@@ -150,14 +151,17 @@ struct fallback {
 	int keepalive;	   /* the three as the application had set them */
 	int keepidle;
 	int keepintvl;
+	u32 outcome;	 /* of the last message, OUTCOME() */
+	u64 since;	 /* ktime at which it was established; 0: not accounted */
+	u64 fused_bytes; /* since then */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct fallback);
-} fuse_fallback SEC(".maps");
+	__type(value, struct direction);
+} fuse_directions SEC(".maps");
 
 /*
  * READ(address, field): a field of a kernel structure whose address may be
@@ -204,6 +208,18 @@ static __always_inline void *array_value(void *map)
 	} while (0)
 
 #define COUNT(counter) COUNT_ADD(counter, 1)
+
+/* The outcome of a message: the place of its counter. */
+#define OUTCOME(counter) (offsetof(struct counters, counter) / sizeof(u64))
+#define FUSED OUTCOME(fused_messages) /* 0 */
+
+static __always_inline void count(u32 outcome)
+{
+	struct counters *c = array_value(&fuse_counters);
+
+	if (c && outcome < sizeof(*c) / sizeof(u64))
+		__sync_fetch_and_add((u64 *)c + outcome, 1);
+}
 
 /* What bpf_skc_to_tcp_sock() returns can be read like memory of our own. */
 static __always_inline struct sock *sk_of(struct tcp_sock *tp)
@@ -369,7 +385,7 @@ static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key
 
 /*
  * Repair mode (tcp_repair in tcp(7)) chooses its own sequence numbers; an
- * upper-layer protocol (kTLS, an MPTCP subflow, SMC fallback) changes what
+ * upper-layer protocol (kTLS, an MPTCP subflow, SMC direction) changes what
  * the bytes mean.
  */
 static __always_inline bool not_plain_tcp(struct tcp_sock *tp)

@@ -28,8 +28,11 @@ plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
 
 # set_fuse 0|1: the fuse switch
 set_fuse() {
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0 0
 }
+
+# What the whole machine has one of, and only the first network namespace shows.
+host_sysctl() { nsenter --net=/run/host-net sysctl "$@"; }
 
 # value NAME: of the name=value words in $output
 value() { grep -oP "(?<=\b$1=)[-0-9]+" <<<"$output"; }

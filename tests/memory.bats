@@ -6,9 +6,6 @@ load helpers
 
 MIB=1024 # KiB
 
-# One for the whole machine, and only the first network namespace shows it.
-host_sysctl() { nsenter --net=/run/host-net sysctl "$@"; }
-
 setup() {
   tcp_mem=$(host_sysctl -n net.ipv4.tcp_mem)
 }

@@ -1120,6 +1120,91 @@ static int run_edge(char **args)
 	return 0;
 }
 
+/*
+ * steps: one connection whose client sends and whose server reads, as lines on
+ * standard input say, each answered with "ok":
+ *	send N [TIMES]	in one send() each
+ *	read N
+ *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
+ *	lowat N		SO_RCVLOWAT of the reader
+ *	rcvbuf N	SO_RCVBUF of the reader
+ *	edge		an edge-triggered epoll watches the reader
+ */
+struct steps {
+	int pair[2];
+	size_t wanted; /* by the thread */
+	volatile bool about_to_read;
+	uint64_t sent, taken;
+};
+
+static void read_step(struct steps *steps, size_t n, int flags)
+{
+	static unsigned char buffer[CHUNK_MAX];
+
+	if (recv(steps->pair[1], buffer, n, flags) != (ssize_t)n)
+		fail("recv of %zu bytes", n);
+	check_bytes(buffer, 1, steps->taken, n);
+	steps->taken += n;
+}
+
+static void *waitall_step(void *argument)
+{
+	struct steps *steps = argument;
+
+	steps->about_to_read = true;
+	read_step(steps, steps->wanted, MSG_WAITALL);
+	return NULL;
+}
+
+static void take_step(struct steps *steps, const char *name, int n, int times)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
+	pthread_t thread;
+
+	if (!strcmp(name, "send")) {
+		for (; times; times--, steps->sent += n)
+			send_all(steps->pair[0], bytes_at(1, steps->sent), n);
+	} else if (!strcmp(name, "read")) {
+		read_step(steps, n, MSG_WAITALL);
+	} else if (!strcmp(name, "waitall")) {
+		steps->wanted = n;
+		if (pthread_create(&thread, NULL, waitall_step, steps))
+			fail("pthread_create");
+		while (!steps->about_to_read)
+			usleep(1000);
+		usleep(100000);
+	} else if (!strcmp(name, "lowat")) {
+		if (setsockopt(steps->pair[1], SOL_SOCKET, SO_RCVLOWAT, &n, sizeof(n)))
+			fail("SO_RCVLOWAT");
+	} else if (!strcmp(name, "rcvbuf")) {
+		if (setsockopt(steps->pair[1], SOL_SOCKET, SO_RCVBUF, &n, sizeof(n)))
+			fail("SO_RCVBUF");
+	} else if (!strcmp(name, "edge")) {
+		if (epoll_ctl(epoll_create1(0), EPOLL_CTL_ADD, steps->pair[1], &event))
+			fail("epoll_ctl");
+	} else {
+		fail("no such step: %s", name);
+	}
+}
+
+static int run_steps(void)
+{
+	struct steps steps = {};
+	char line[80], name[20];
+
+	make_pair(steps.pair);
+	while (fgets(line, sizeof(line), stdin)) {
+		int n = 0, times = 1;
+
+		if (sscanf(line, "%19s %d %d", name, &n, &times) < 1)
+			fail("not a step: %s", line);
+		take_step(&steps, name, n, times);
+		printf("ok\n");
+		fflush(stdout);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit files;
@@ -1155,8 +1240,10 @@ int main(int argc, char **argv)
 		return run_repair();
 	if (argc == 2 && !strcmp(argv[1], "shutdown"))
 		return run_shutdown();
+	if (argc == 2 && !strcmp(argv[1], "steps"))
+		return run_steps();
 	fprintf(stderr, "usage: traffic "
 			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown ...\n");
+			"mptcp|repair|shutdown|steps ...\n");
 	return 2;
 }

@@ -1,0 +1,177 @@
+# What status.sh has gathered, as the object of docs/status.schema.json but for its
+# connections, and that object as text.  The names of counters are those of struct
+# counters.
+
+# "80,443,6000-6010" from port numbers in order
+def ranges:
+  reduce .[] as $port ([]; if .[-1][1] == $port - 1 then .[-1][1] = $port else . + [[$port, $port]] end)
+  | map(if .[0] == .[1] then "\(.[0])" else "\(.[0])-\(.[1])" end)
+  | join(",");
+
+# enum reason of bpf_sockmap.h
+def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp"][.];
+
+def summed: # over processors, the order of struct counters kept
+  reduce .[0].formatted.values[].value as $cpu ({};
+    reduce ($cpu | to_entries[]) as $counter (.; .[$counter.key] += $counter.value));
+
+# Messages: tcp_...; sockets that did not enter the map: ends_...
+def reasons:
+  with_entries(
+    if .key | startswith("tcp_") then .key |= ltrimstr("tcp_")
+    elif .key == "ends_guarded" then .key = "guarded_service"
+    elif .key | IN("ends_tracked", "ends_unfused") then empty
+    elif .key | startswith("ends_") then .key |= ltrimstr("ends_")
+    else empty end);
+
+# What bpftool -j showed, null if it had nothing to show
+def shown: .[0] | if type == "object" and has("error") then null else . end;
+
+# The id of the map of that name that one of our programs uses, 0 if none
+def map_used($name):
+  [.sockops, .redir | shown | .map_ids[]?] as $used
+  | first(.maps[0][] | select(.name == $name and (.id | IN($used[]))).id) // 0;
+
+# The four that status.sh dumps
+def map_ids:
+  $ARGS.named
+  | "\(map_used("sock_ops_map")) \(map_used("fuse_counters")) \(map_used("fuse_guarded")) \(map_used("fuse_excluded"))";
+
+def counters:
+  {
+    tracked_connections: ((.ends_tracked + 1) / 2 | floor),
+    fused_messages, fused_bytes,
+    unfused_sockets: .ends_unfused,
+    fallback: reasons
+  };
+
+# Each end of the attachments: "ID CGROUP"
+def attached_cgroups($id):
+  [.attached | split("\n")[] | select(startswith("\($id) ")) | sub("^[0-9]+ "; "")];
+
+def load_command($load):
+  [$load]
+  + (.cgroup // empty | if . == "" then [] else ["--cgroup", @sh] end)
+  + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
+  + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
+  + (if .policy.accounting then ["--account"] else [] end)
+  + (if .policy.careful then ["--careful"] elif .guard.loaded then [] else ["--no-guard"] end)
+  | join(" ");
+
+def damage:
+  [
+    (.missing | split("\n")[] | "\(.) is missing"),
+    (if .sockops and attached_cgroups(.sockops.id) == [] then "bpf_sockops is not attached to any cgroup" else empty end),
+    (if .verdict == "0" then "bpf_redir is not attached to sock_ops_map" else empty end),
+    (if .settings.fuse == 0 then "fusing is switched off" else empty end),
+    (if .staging != "" then "a load was killed and left \(.staging)" else empty end)
+  ];
+
+def loaded($kernel):
+  (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
+  | .settings as $settings
+  | (.counters | shown | if . then summed else null end) as $counters
+  | {
+      loaded: true,
+      damage: damage,
+      kernel: $kernel,
+      time: now,
+      since: (.sockops.loaded_at // .redir.loaded_at // null | if . then todate else null end),
+      cgroup: (attached_cgroups(.sockops.id)[0] // ""),
+      programs: [.sockops, .redir | select(.) | {name, id, tag}],
+      policy: {
+        excluded_ports: ([.excluded | shown[]?.formatted.key] | sort | ranges),
+        accounting: ($settings.account == 1),
+        careful: ($settings.careful == 1)
+      },
+      guard: {
+        loaded: (.guard != ""),
+        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port, reason: (.value | guard_reason)}]
+      },
+      map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
+      counters: (if $counters then $counters | counters else null end)
+    };
+
+# For join_sockets, what the places of outcomes mean; "off" if none is looked at
+def outcomes:
+  if (.settings | shown)[0].formatted.value.fuse == 0 then "off"
+  else .counters | shown // [{formatted: {values: []}}] | summed | keys_unsorted | join(" ") end;
+
+def exit_code: if .loaded | not then 3 elif .damage == [] then 0 else 4 end;
+
+# From the arguments that status.sh gives: the outcomes, the exit code, the object
+def report:
+  $ARGS.named
+  | .kernel as $kernel | .load as $load
+  | .state[0] as $state
+  | (if $state then
+      $state
+      | loaded($kernel)
+      | .load_command = (if .cgroup == $state.root then .cgroup = "" else . end | load_command($load))
+    else {loaded: false, kernel: $kernel, time: now, load_command: $load} end) as $report
+  | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
+
+# Those of .fallback that count sockets; the others count messages.
+def of_sockets: IN("left_out", "excluded", "guarded_service", "map_full", "refused");
+
+def or_none: if . == "" then "none" else . end;
+
+def service: "port \(.port) (\(.reason))";
+
+def summary:
+  if .loaded | not then
+    "sockfuse is off; try: \(.load_command)"
+  else
+    (.load_command as $load | .damage[] | "damaged: \(.); try: \($load)"),
+    "sockfuse is \(if .damage == [] then "on" else "damaged" end) since \(.since | fromdate | strflocaltime("%F %T %Z")), Linux \(.kernel)",
+    "  cgroup     \(.cgroup | or_none)",
+    "  programs   \([.programs[] | "\(.name) \(.id) (tag \(.tag))"] | join(", "))",
+    "  policy     loopback\(if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
+      if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
+    "  guard      \(if .guard.loaded then "on" else "off" end)\(if .guard.services == [] then "" else
+      ", by TCP: \([.guard.services[] | service] | join(", "))" end)",
+    "  map        \(.map.entries) of \(.map.max_entries) sockets"
+  end;
+
+def counter_rows:
+  ["tracked connections", .tracked_connections],
+  ["fused messages", .fused_messages],
+  ["fused bytes", .fused_bytes],
+  (.fallback | to_entries[] | [(if .key | of_sockets then "sockets left out: " else "messages by TCP: " end) + .key, .value]),
+  ["sockets unfused again", .unfused_sockets];
+
+# What moved or ever moved; with rates if there is an earlier snapshot.
+def counters_table($before):
+  "",
+  (.time as $time
+  | if .counters then
+      ([$before.counters // empty | counter_rows] | map({key: .[0], value: .[1]}) | from_entries) as $earlier
+      | ["counter", "total"] + (if $before.counters then ["per second"] else [] end),
+        (.counters | counter_rows | select(.[1] > 0 or (.[0] | startswith("fused")))
+          | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
+      | @tsv
+    else empty end);
+
+def text: summary, counters_table($ARGS.named.before[0]);
+
+def metric($name; $type; $help; samples):
+  "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");
+
+def by_reason($reason): "{reason=\"\($reason)\"}";
+
+def prometheus:
+  metric("loaded"; "gauge"; "Whether sockfuse is loaded."; ["", if .loaded then 1 else 0 end]),
+  (if .loaded then
+    metric("damages"; "gauge"; "Pins and attachments that are missing."; ["", (.damage | length)]),
+    metric("map_entries"; "gauge"; "Sockets in sock_ops_map."; ["", .map.entries]),
+    metric("map_max_entries"; "gauge"; "Sockets that sock_ops_map has room for."; ["", .map.max_entries])
+  else empty end),
+  (if .counters then
+    (.counters.fallback | to_entries | map([by_reason(.key), .value, (.key | of_sockets)])) as $fallback
+    | metric("tracked_connections_total"; "counter"; "Connections that entered the map."; ["", .counters.tracked_connections]),
+    metric("fused_messages_total"; "counter"; "Messages that were fused."; ["", .counters.fused_messages]),
+    metric("fused_bytes_total"; "counter"; "Bytes that were fused."; ["", .counters.fused_bytes]),
+    metric("fallback_messages_total"; "counter"; "Messages that went by TCP, by reason."; $fallback[] | select(.[2] | not)),
+    metric("left_out_sockets_total"; "counter"; "Sockets that did not enter the map, by reason."; $fallback[] | select(.[2])),
+    metric("unfused_sockets_total"; "counter"; "Sockets that left the map for an edge-triggered reader."; ["", .counters.unfused_sockets])
+  else empty end);

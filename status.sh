@@ -1,0 +1,339 @@
+#!/usr/bin/env bash
+# Tells what the kernel holds: is sockfuse on, for whom, what has it done, and
+# which connections are fused.
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+# shellcheck source=common.sh
+. "$here/common.sh"
+
+usage() {
+  cat <<EOF
+Usage: status.sh [--json | --prometheus | --watch [SECONDS]] [--top N]
+
+Tells whether sockfuse is on, with what programs and policy, what went fused and
+what by TCP and why, and lists the live connections, a line for each socket.
+
+  --json             one JSON object (docs/status.schema.json)
+  --prometheus       the counters in the text format of node_exporter's textfile
+                     collector
+  --watch [SECONDS]  again every so many seconds (default 2), with rates; the 20
+                     busiest connections unless --top says otherwise
+  --top N            only the N sockets with the most fused bytes; needs
+                     load.sh --account
+  --help             this text
+
+Example: status.sh --json | jq '.connections[] | select(.path == "tcp")'
+
+Exit codes:
+  0  on
+  1  cannot be told: root is needed, or this host lacks something
+  2  the command line is wrong
+  3  off
+  4  damaged: a pin or an attachment is missing, or fusing is switched off
+  6  another sockfuse script held the lock for $LOCK_WAIT s
+EOF
+}
+
+FORMAT=text
+WATCH=
+TOP=
+parse_arguments() {
+  while (($#)); do
+    case $1 in
+      --json | --prometheus) FORMAT=${1#--} ;;
+      --watch)
+        WATCH=2
+        [[ ! ${2-} || $2 == -* ]] || {
+          WATCH=$2
+          shift
+        }
+        [[ $WATCH =~ ^[0-9]+(\.[0-9]+)?$ && $WATCH =~ [1-9] ]] ||
+          die "$EX_USAGE" "--watch: not a number of seconds: $WATCH" "see: $0 --help"
+        ;;
+      --top)
+        [[ ${2-} =~ ^[1-9][0-9]{0,8}$ ]] ||
+          die "$EX_USAGE" "--top: not a number: ${2-}" "see: $0 --help"
+        TOP=$2
+        shift
+        ;;
+      --help)
+        usage
+        exit 0
+        ;;
+      *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+    esac
+    shift
+  done
+  [[ ! $WATCH || $FORMAT == text ]] || die "$EX_USAGE" "--watch goes without --$FORMAT" "see: $0 --help"
+}
+
+# shown ARGUMENT...: what bpftool shows in JSON, an error too
+shown() {
+  "$BPFTOOL" -j "$@" 2>/dev/null || true
+}
+
+# What a whole load has pinned, one path a line; $1: id of its sockhash.
+expected_pins() {
+  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED"}
+  [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
+  [[ ! -e $PIN_DIR/guard ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_guard.bpf.o" |
+    jq -r --arg path "$PIN_DIR/guard/" '.types[] | select(.kind == "FUNC" and (.name | startswith("guard_"))) | $path + .name'
+}
+
+missing_pins() {
+  local pin
+  expected_pins "$1" | while read -r pin; do
+    [[ -e $pin ]] || echo "$pin"
+  done
+}
+
+# read_sockets ID: what the iterators list, those of earlier loads apart.  The kernel
+# may list a socket twice, where one read(2) ends and the next begins.
+read_sockets() {
+  local pin file
+  for pin in "$CONNECTIONS"/*; do
+    file=$TMP/earlier
+    [[ ${pin##*/} != "$1" ]] || file=$TMP/sockets
+    awk -F '\t' '!seen[$5]++' "$pin" >>"$file" 2>/dev/null || true
+  done
+}
+
+# What is loaded, as status.jq takes it; nothing if sockfuse is off.  What is no
+# longer pinned is found by what uses it.
+read_state() {
+  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded excluded
+  settings=$(our_settings | tail -n 1)
+  [[ $settings ]] || return 0
+  attached=$(our_attachments)
+  [[ -e $PIN_SOCKOPS ]] || sockops=(id "${attached%% *}")
+  shown prog show "${sockops[@]}" >"$TMP/sockops"
+  shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
+  read -r map counters guarded excluded < <(with_status map_ids -nr \
+    --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
+  read_sockets "$map"
+  jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
+    --arg missing "$(missing_pins "$map")" \
+    --arg staging "$([[ ! -e $STAGING ]] || echo "$STAGING")" \
+    --arg guard "$([[ ! -e $PIN_DIR/guard ]] || echo "$PIN_DIR/guard")" \
+    --arg entries "$(grep -cv ^verdict "$TMP/sockets")" \
+    --arg verdict "$(sed -n 's/^verdict\t//p' "$TMP/sockets")" \
+    --slurpfile sockops "$TMP/sockops" \
+    --slurpfile redir "$TMP/redir" \
+    --slurpfile map <(shown map show id "$map") \
+    --slurpfile settings <(shown map dump id "$settings") \
+    --slurpfile counters <(shown map dump id "$counters") \
+    --slurpfile guarded <(shown map dump id "$guarded") \
+    --slurpfile excluded <(shown map dump id "$excluded") '$ARGS.named'
+}
+
+# ss(8) in every network namespace that a process is in.
+all_ss() {
+  local own ns pid
+  command -v ss >/dev/null || return 0
+  ss -Htnep || true
+  command -v lsns nsenter >/dev/null || return 0
+  own=$(readlink /proc/self/ns/net)
+  lsns -n -t net -o NS,PID | while read -r ns pid; do
+    [[ "net:[$ns]" == "$own" ]] || nsenter --net="/proc/$pid/ns/net" ss -Htnep </dev/null || true
+  done
+}
+
+# "COOKIE PID..." of each TCP socket whose processes are known.
+read_processes() {
+  all_ss 2>/dev/null | awk -F '",pid=' '
+    NF > 1 {
+      found = substr($0, index($0, " sk:") + 4, 20)
+      sub(/ .*/, "", found)
+      for (i = 2; i <= NF; i++) found = found " " $i + 0
+      print found
+    }'
+}
+
+# "PID NAME" of each process in the lines of read_processes.
+read_names() {
+  local pid name
+  cut -s -d ' ' -f 2- | tr ' ' '\n' | sort -u | while read -r pid; do
+    read -r name 2>/dev/null <"/proc/$pid/comm" || continue
+    name=${name//[![:print:]]/?} # anybody may name a process
+    printf '%s\t%s\n' "$pid" "${name//[\\\",]/?}"
+  done
+}
+
+# with_status FILTER [ARGUMENT...]: jq with the functions of status.jq
+with_status() {
+  jq -L "$here" "include \"status\"; $1" "${@:2}"
+}
+
+# The sockets of the iterators with their peers and processes, the busiest first,
+# fields between tabs: fused bytes both ways, backlog, local, remote, network
+# namespace, cookie, path, reason, bytes sent, received, age, processes.
+join_sockets() {
+  awk -F '\t' -v OFS='\t' -v names="$1" '
+    BEGIN {
+      split(names, name, " ")
+      for (i in name) sub(/^tcp_/, "", name[i])
+      off = names == "off"
+    }
+    file == 1 { process[$1] = $2 "/" $1; next }
+    file == 2 {
+      n = split($0, word, " ")
+      for (i = 2; i <= n; i++)
+        if (word[i] in process && !seen[word[1], word[i]]++) processes[word[1]] = processes[word[1]] "," process[word[i]]
+      next
+    }
+    $1 == "verdict" { next }
+    { row[++rows] = $0; sent[$5] = $9 }
+    END {
+      for (n = 1; n <= rows; n++) {
+        $0 = row[n]
+        received = $9 == "" ? "" : sent[$6] + 0
+        reason = off ? "switched_off" : $7 > 0 ? name[$7 + 1] : $7 < 0 && !($6 in sent) ? "peer_unknown" : ""
+        print $9 + received, $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2)
+      }
+    }' file=1 "$TMP/names" file=2 "$TMP/processes" file=3 "$TMP/sockets" "$TMP/earlier" |
+    LC_ALL=C sort -t $'\t' -k 1,1nr -k 2,2nr -k 3,4
+}
+
+# snapshot FILE: what is known now, as one JSON object in FILE, and the rows of
+# join_sockets in FILE.rows; sets CODE, the exit code
+snapshot() {
+  local outcomes file
+  for file in sockets earlier processes names; do
+    : >"$TMP/$file"
+  done
+  [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
+  (take_lock && read_state) >"$TMP/state"
+  wait $!
+  {
+    read -r outcomes
+    read -r CODE
+    cat >"$1"
+  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg kernel "$(uname -r)" --arg load "${0%status*}load${0##*status}")
+  if [[ $FORMAT == prometheus ]]; then
+    : >"$1.rows"
+  else
+    read_names <"$TMP/processes" >"$TMP/names"
+    join_sockets "$outcomes" | awk -v top="$TOP" 'top == "" || NR <= top' >"$1.rows"
+  fi
+}
+
+# Blocks of lines with tabs: columns as wide as their widest cell, numbers to the
+# right.
+align() {
+  awk -F '\t' '
+    function flush(n, i) {
+      for (i = 1; i <= columns; i++) format[i] = "%" (text[i] ? "-" : "") width[i] (i < columns ? "s  " : "s\n")
+      format[columns] = text[columns] ? "%s\n" : format[columns]
+      for (n = 1; n <= rows; n++) {
+        $0 = row[n]
+        for (i = 1; i <= columns; i++) printf format[i], $i
+      }
+      rows = 0
+      for (i in width) width[i] = text[i] = 0
+    }
+    NF < 2 {
+      line = $0
+      flush()
+      print line
+      next
+    }
+    {
+      row[++rows] = $0
+      columns = NF
+      for (i = 1; i <= NF; i++) {
+        if (length($i) > width[i]) width[i] = length($i)
+        if (rows > 1 && !text[i] && $i !~ /^[0-9-]*$/) text[i] = 1
+      }
+    }
+    END { flush() }'
+}
+
+# The rows of join_sockets as a table
+connections_table() {
+  [[ -s $1 ]] || return 0
+  echo
+  awk -F '\t' -v OFS='\t' '
+    function age(s) { return s < 60 ? s "s" : s < 3600 ? int(s / 60) "m" s % 60 "s" : int(s / 3600) "h" int(s % 3600 / 60) "m" }
+    { row[NR] = $0; if (NR > 1 && $5 != before) namespaces = 1; before = $5; if ($11 != "") accounts = 1 }
+    END {
+      print "local", "remote", "path", "backlog" (accounts ? OFS "sent" OFS "received" OFS "age" : "") (namespaces ? OFS "netns" : ""), "processes"
+      for (n = 1; n <= NR; n++) {
+        $0 = row[n]
+        print $3, $4, $7 ($8 == "" ? "" : ": " $8), $2 \
+          (accounts ? OFS $9 OFS $10 OFS ($11 == "" ? "" : age($11)) : "") (namespaces ? OFS $5 : ""), $12
+      }
+    }' "$1"
+}
+
+# The same as JSON
+connections_json() {
+  awk -F '\t' '
+    {
+      processes = ""
+      n = split($12, process, ",")
+      for (i = 1; i <= n; i++) {
+        pid = process[i]
+        sub(/.*\//, "", pid)
+        sub(/\/[0-9]+$/, "", process[i])
+        processes = processes (i > 1 ? ", " : "") "{\"name\": \"" process[i] "\", \"pid\": " pid "}"
+      }
+      printf (NR > 1 ? ",\n" : "") "    {\"local\": \"%s\", \"remote\": \"%s\", \"path\": \"%s\"%s, \"backlog_bytes\": %s, ",
+        $3, $4, $7, ($8 == "" ? "" : ", \"reason\": \"" $8 "\""), $2
+      if ($11 != "") printf "\"fused_bytes_sent\": %s, \"fused_bytes_received\": %s, \"age_seconds\": %s, ", $9, $10, $11
+      printf "\"netns\": %s, \"cookie\": \"%s\", \"processes\": [%s]}", $5, $6, processes
+    }
+    END { if (NR) print "" }' "$1"
+}
+
+# show FILE [EARLIER_FILE]: a snapshot, with rates since the earlier one
+show() {
+  case $FORMAT in
+    json)
+      if [[ ! -s $TMP/state ]]; then
+        jq . "$1"
+      else
+        jq . "$1" | sed '$d' | sed '$s/$/,/'
+        printf '  "connections": [\n%s\n  ]\n}\n' "$(connections_json "$1.rows")"
+      fi
+      ;;
+    prometheus) with_status prometheus -r "$1" ;;
+    text)
+      {
+        with_status text -r --slurpfile before "${2:-/dev/null}" "$1"
+        connections_table "$1.rows"
+      } | align
+      ;;
+  esac
+}
+
+# Only where bytes are counted can the busiest be told.
+check_top() {
+  [[ ! $TOP || $(jq .policy.accounting "$1") != false ]] ||
+    die "$EX_USAGE" "--top: the bytes of connections are not counted" "try: $(jq -r .load_command "$1") --account"
+}
+
+watch() {
+  local before=/dev/null text
+  TOP=${TOP:-20}
+  trap 'exit 0' INT TERM HUP PIPE
+  while true; do
+    snapshot "$TMP/now"
+    text=$(show "$TMP/now" "$before")
+    [[ ! -t 1 ]] || printf '\033[H\033[2J'
+    printf '%s\n' "$text"
+    mv "$TMP/now" "$TMP/before"
+    before=$TMP/before
+    sleep "$WATCH" &
+    wait $!
+  done
+}
+
+parse_arguments "$@"
+(need_root "$@" && need_bpftool) || exit "$EX_FAILED"
+TMP=$(mktemp -d)
+trap 'rm -rf "$TMP"' EXIT
+[[ ! $WATCH ]] || watch
+snapshot "$TMP/now"
+check_top "$TMP/now"
+show "$TMP/now"
+exit "$CODE"

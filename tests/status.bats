@@ -1,0 +1,373 @@
+#!/usr/bin/env bats
+# status.sh: what it tells is what the kernel holds.
+
+load helpers
+
+setup() { tcp_mem=$(host_sysctl -n net.ipv4.tcp_mem); }
+
+teardown() {
+  host_sysctl -q "net.ipv4.tcp_mem=$tcp_mem"
+  [[ ! ${STEPS_PID-} ]] || kill "$STEPS_PID" 2>/dev/null || true
+  [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
+  wait
+  unload --quiet
+  assert_nothing_left
+}
+
+status() { "$here/status.sh" "$@" 3>&-; }
+
+# A connection that does what step says.
+open_steps() {
+  coproc STEPS { exec "$TRAFFIC" steps 3>&-; }
+  step send 0 0 # it is connected
+}
+
+step() {
+  local answer
+  echo "$*" >&"${STEPS[1]}"
+  read -r -t 30 answer <&"${STEPS[0]}"
+  [ "$answer" = ok ]
+}
+
+close_steps() {
+  local pid=$STEPS_PID
+  exec {STEPS[1]}>&-
+  wait "$pid"
+}
+
+# The counters that moved since JSON, as "name=difference" in the order of their names.
+moved() {
+  jq -rn --argjson before "$1" --argjson now "$(status --json | jq -c .counters.fallback)" \
+    '[$now | to_entries[] | select(.value != $before[.key]) | "\(.key)=\(.value - $before[.key])"] | join(" ")'
+}
+
+fallbacks() { status --json | jq -c .counters.fallback; }
+
+# assert_moved JSON WHAT: of the reasons, this and nothing else
+assert_moved() {
+  local now
+  now=$(moved "$1")
+  [ "$now" = "$2" ] || { echo "moved: $now, expected: $2" && return 1; }
+}
+
+@test "five connections, one with 1,000 unread bytes: both forms tell of ten sockets, as ss does" {
+  local json text
+  load --account
+  "$TRAFFIC" hold 4 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  BACKGROUND=$!
+  open_steps
+  step send 1000
+  wait_for 10 grep -q connections "$BATS_TEST_TMPDIR/held"
+  json=$(status --json)
+  text=$(status)
+  echo "$json" "$text"
+
+  [ "$(jq '.connections | length' <<<"$json")" -eq 10 ]
+  [ "$(jq .map.entries <<<"$json")" -eq 10 ]
+  [ "$(jq -c '[.connections[].backlog_bytes | select(. > 0)]' <<<"$json")" = "[1000]" ]
+  [ "$(jq -c '[.connections[].path] | unique' <<<"$json")" = '["fused"]' ]
+  # four with 100 bytes each way
+  [ "$(jq -c '.counters | [.tracked_connections, .fused_messages, .fused_bytes]' <<<"$json")" = "[5,9,1800]" ]
+  [ "$(jq '[.counters.fallback[]] | add' <<<"$json")" -eq 0 ]
+  [ "$(jq '[.connections[].fused_bytes_sent] | add' <<<"$json")" -eq 1800 ]
+  [ "$(jq '[.connections[].fused_bytes_received] | add' <<<"$json")" -eq 1800 ]
+  [ "$(jq -r '[.connections[].processes[].name] | unique[]' <<<"$json")" = traffic ]
+  [ "$(jq -r '.connections[0].processes[0].pid' <<<"$json")" -eq "$STEPS_PID" ]
+
+  diff <(ss -Htn state established | awk '{ print $3, $4 }' | sort) <(jq -r '.connections[] | "\(.local) \(.remote)"' <<<"$json" | sort)
+  diff <(ss -Htn state established | awk '{ print $3, $4 }' | sort) \
+    <(awk '/^local/ { table = 1; next } table { print $1, $2 }' <<<"$text" | sort)
+  grep -qE '^fused bytes +1800$' <<<"$text"
+  grep -qE " fused +1000 +0 +1000 .* traffic/$STEPS_PID$" <<<"$text"
+  [ "$(status --json --top 2 | jq -c '[.connections[].backlog_bytes] | sort')" = "[0,1000]" ]
+}
+
+@test "IPv4, IPv6 and v4-mapped addresses read as in ss, whose network namespace and process it tells" {
+  local json
+  load
+  ip netns add other
+  ip -n other link set lo up
+  ip netns exec other iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
+  BACKGROUND=$!
+  iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
+  BACKGROUND+=" $!"
+  wait_for 10 listens 5001
+  wait_for 10 ip netns exec other bash -c 'ss -Hltn | grep -q 5001'
+  iperf3 -c 127.0.0.1 -p 5001 -t 20 -b 1M >/dev/null 3>&- &
+  iperf3 -c ::1 -p 5001 -t 20 -b 1M >/dev/null 2>&1 3>&- & # refused: the server is busy
+  ip netns exec other iperf3 -c ::1 -p 5001 -t 20 -b 1M >/dev/null 3>&- &
+  four() { [[ $(status --json | jq '.map.entries') -ge 8 ]]; }
+  wait_for 10 four
+  json=$(status --json)
+  echo "$json"
+  diff <({ ip netns exec other ss -Htn state established; ss -Htn state established; } | awk '{ print $3, $4 }' | sort) \
+    <(jq -r '.connections[] | "\(.local) \(.remote)"' <<<"$json" | sort)
+  [ "$(jq '[.connections[].netns] | unique | length' <<<"$json")" -eq 2 ]
+  [ "$(jq -r '[.connections[].processes[].name] | unique[]' <<<"$json")" = iperf3 ]
+  kill $BACKGROUND
+  ip netns del other
+}
+
+@test "connections of an earlier load are listed until they close" {
+  load
+  open_steps
+  step send 10
+  load
+  [ "$(status --json | jq -c '[(.connections | length), .map.entries]')" = "[2,0]" ]
+  step read 10
+  close_steps
+  load
+  [ "$(find "$BPFFS/sockfuse/connections" -type f | wc -l)" -eq 1 ]
+}
+
+@test "switched off: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  before=$(fallbacks)
+  set_fuse 0
+  step send 10
+  [ "$(status --json | jq -c '[.connections[] | [.path, .reason]] | unique')" = '[["tcp","switched_off"]]' ]
+  set_fuse 1
+  assert_moved "$before" switched_off=1
+}
+
+@test "TCP bytes in flight: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  set_fuse 0
+  step send 10
+  set_fuse 1
+  before=$(fallbacks)
+  step send 10
+  assert_moved "$before" in_flight=1
+  [ "$(status --json | jq -r '.connections[].reason // empty')" = in_flight ]
+}
+
+@test "a socket option: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  before=$(fallbacks)
+  step lowat 2
+  step send 10
+  assert_moved "$before" socket_option=1
+}
+
+@test "a closing socket: counted as such, and no other reason" {
+  local before
+  load
+  before=$(fallbacks)
+  "$TRAFFIC" shutdown
+  assert_moved "$before" socket_state=1
+}
+
+@test "a reader that the guard has marked: counted as such, and no other reason" {
+  local before cookie bytes
+  load
+  open_steps
+  step send 10
+  cookie=$(status --json | jq -r '.connections[] | select(.backlog_bytes == 10).cookie')
+  mapfile -t bytes < <(printf '%016x' "0x$cookie" | grep -o .. | tac)
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}" value hex 1 0 0 0 0 0 0 0
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value 1 0 1 0 0
+  before=$(fallbacks)
+  step send 10
+  assert_moved "$before" guarded=1
+  "$BPFTOOL" map delete pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}"
+}
+
+# A client in that cgroup, of a server that is not.
+@test "a peer that is not tracked: counted as such, and no other reason" {
+  local before
+  mkdir -p "$CGROUP/client"
+  load --cgroup "$CGROUP/client"
+  before=$(fallbacks)
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 5001
+  (echo "$BASHPID" >"$CGROUP/client/cgroup.procs" && exec iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null 3>&-)
+  wait
+  echo "$(moved "$before")"
+  [[ $(moved "$before") =~ ^peer_unknown=[1-9][0-9]*$ ]]
+}
+
+@test "the backlog's limit in bytes: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  step rcvbuf 100000 # the kernel doubles it, half of that may wait
+  before=$(fallbacks)
+  step send 60000
+  assert_moved "$before" ""
+  step send 60000
+  assert_moved "$before" backlog_bytes=1
+}
+
+@test "the backlog's limit in messages: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  before=$(fallbacks)
+  step send 1 33
+  assert_moved "$before" ""
+  step send 1
+  assert_moved "$before" backlog_number=1
+}
+
+@test "an edge-triggered reader of bulk: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  step edge
+  before=$(fallbacks)
+  step send 70000
+  assert_moved "$before" edge_triggered=1
+  [ "$(status --json | jq .counters.unfused_sockets)" -eq 2 ]
+}
+
+@test "TCP's memory near its limit: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  before=$(fallbacks)
+  host_sysctl -q "net.ipv4.tcp_mem=100 2000 3000"
+  step send 10
+  assert_moved "$before" memory=1
+}
+
+@test "a reader asleep inside TCP: counted as such, and no other reason" {
+  local before
+  load
+  open_steps
+  set_fuse 0
+  step send 5
+  set_fuse 1
+  step waitall 20
+  before=$(fallbacks)
+  step send 5
+  assert_moved "$before" blocked_reader=1
+  step send 10
+}
+
+@test "policy, the guard's memory of services, repair mode: sockets counted as left out, for that reason" {
+  local before
+  load --exclude-port 5001
+  before=$(fallbacks)
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 5001
+  iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null
+  assert_moved "$before" excluded=4
+
+  load
+  before=$(fallbacks)
+  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 value hex 1 0 0 0 # port 0x1389
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 5001
+  iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null
+  assert_moved "$before" guarded_service=4
+  [ "$(status --json | jq -c '.guard.services[0] | [.port, .reason]')" = '[5001,"splice"]' ]
+  status | grep -q 'by TCP: port 5001 (splice)'
+
+  before=$(fallbacks)
+  "$TRAFFIC" repair
+  assert_moved "$before" left_out=1
+}
+
+@test "a full map: sockets counted as left out for that reason" {
+  local before
+  load --max-connections 1
+  before=$(fallbacks)
+  "$TRAFFIC" hold 3
+  assert_moved "$before" map_full=4
+}
+
+@test "sockets that another sockfuse has taken: counted as refused" {
+  local before
+  load
+  before=$(fallbacks)
+  "$here/tests/isolate.sh" bash -c "'$here/load.sh' --quiet && '$TRAFFIC' echo 127.0.0.1 127.0.0.1 1000" 3>&-
+  assert_moved "$before" refused=2
+}
+
+# damaged PATTERN: exit 4 and a line that tells it with the command that mends it
+damaged() {
+  run status
+  echo "status $status: $output"
+  [ "$status" -eq 4 ]
+  [[ ${lines[0]} =~ ^"damaged: "$1"; try: "(.*/load.sh .*)$ ]]
+  [ "$(status --json | jq '.damage | length')" -eq 1 ]
+  # the command loads what was loaded
+  bash -c "${BASH_REMATCH[1]} --quiet" 3>&-
+  assert_on
+  run status
+  [ "$status" -eq 0 ]
+  [ "$(status --json | jq -c '[.policy.excluded_ports, .map.max_entries]')" = '["80,6000-6010",2000]' ]
+}
+
+@test "each pin that is missing, a program detached, the switch: named, exit 4, mended by the command it gives" {
+  local pin
+  load --exclude-port 80,6000-6010 --max-connections 1000 --no-guard
+  run status
+  [ "$status" -eq 0 ]
+  while read -r pin; do
+    pin=${pin//connections\/[0-9]*/connections\/$("$BPFTOOL" -j map show pinned "$BPFFS/sock_ops_map" | jq .id)}
+    rm "$pin"
+    damaged "$pin is missing"
+  done < <(find "$BPFFS" -type f ! -name '*.debug')
+  "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/bpf_sockops"
+  damaged "bpf_sockops is not attached to any cgroup"
+  "$BPFTOOL" prog detach pinned "$BPFFS/bpf_redir" msg_verdict pinned "$BPFFS/sock_ops_map"
+  damaged "bpf_redir is not attached to sock_ops_map"
+  set_fuse 0
+  damaged "fusing is switched off"
+  mkdir "$BPFFS/sockfuse/staging"
+  damaged "a load was killed and left $BPFFS/sockfuse/staging"
+}
+
+@test "off: exit 3; without root, wrong options: one line, exit 1 and 2" {
+  run status
+  [ "$status" -eq 3 ]
+  [[ $output == "sockfuse is off; try: "*load.sh ]]
+  [ "$(status --json | jq .loaded)" = false ]
+  run setpriv --reuid 65534 --clear-groups "$here/status.sh" 3>&-
+  [ "$status" -eq 1 ]
+  [[ $output == *"root is needed"* ]]
+  load
+  for options in --jsn "--watch x" "--watch 0" "--top" "--top 0" "--json --watch" "--top 3"; do
+    # shellcheck disable=SC2086 # words
+    run status $options
+    echo "$options: $status $output"
+    [ "$status" -eq 2 ]
+    [ "${#lines[@]}" -eq 1 ]
+  done
+}
+
+@test "30,000 sockets are listed, each once" {
+  load
+  "$TRAFFIC" hold 15000 60 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  BACKGROUND=$!
+  wait_for 60 grep -q connections "$BATS_TEST_TMPDIR/held"
+  status --json >"$BATS_TEST_TMPDIR/json"
+  jq -c '[.connections[] | [.local, .remote]] | [length, (unique | length)]' "$BATS_TEST_TMPDIR/json"
+  [ "$(jq -c '[.connections[] | [.local, .remote]] | [length, (unique | length)]' "$BATS_TEST_TMPDIR/json")" = "[30000,30000]" ]
+  [ "$(status | grep -c ' fused ')" -ge 30000 ]
+  [ "$(status --prometheus | sed -n 's/^sockfuse_map_entries //p')" -eq 30000 ]
+}
+
+@test "--watch shows rates that match iperf3's within 10 %" {
+  local rate received
+  load
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 5001
+  iperf3 -c 127.0.0.1 -p 5001 -t 9 -l 64k -b 800M -J >"$BATS_TEST_TMPDIR/iperf3" 3>&- &
+  sleep 1
+  timeout 7 "$here/status.sh" --watch 3 >"$BATS_TEST_TMPDIR/watch" 3>&- || true
+  cat "$BATS_TEST_TMPDIR/watch"
+  wait
+  rate=$(awk '/^fused bytes/ && NF == 4 { print $4 }' "$BATS_TEST_TMPDIR/watch" | head -n 1)
+  received=$(jq '.end.sum_received.bits_per_second / 8 | floor' "$BATS_TEST_TMPDIR/iperf3")
+  echo "status.sh $rate, iperf3 $received bytes per second"
+  ((rate * 10 > received * 9 && rate * 10 < received * 11))
+}
