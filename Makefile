@@ -22,17 +22,20 @@ HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_status.bpf.o
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
-SHELL_FILES := common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh \
+COMMANDS := load unload status trace_bpf_output trace_lo_traffic
+SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/demo.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
-# What tests/apps.bats runs, and what tests need in an emulated machine.
+# What tests/apps.bats runs, what tests/package.bats and tests/status.bats check
+# with or install beside, and what tests need in an emulated machine.
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
-	rsync python3 nodejs golang-go default-jdk-headless iperf3 git
+	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
+	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 
-.PHONY: all objects helpers deps load check vmcheck bench semantics semantics-kernels fuzz lint clean
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench semantics semantics-kernels fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -91,6 +94,12 @@ vmcheck: objects helpers
 bench: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh
 
+# What fusing does, in 20 seconds; nothing of this machine is touched.
+demo:
+	$(Q)./deps.sh load check
+	$(Q)$(MAKE) -s objects bench/ratio
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/demo.sh
+
 # Writes docs/semantics.md.
 semantics: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/semantics/table.sh
@@ -102,6 +111,47 @@ semantics-kernels: objects helpers
 	$(Q)for kernel in 6.1 6.12; do tests/vm/run.sh $$kernel tests/semantics/modes.sh; done | \
 		sed -n 's/^.*differs\t/differs\t/p' >tests/semantics/kernels.tsv
 
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+SBINDIR = $(PREFIX)/sbin
+LIBDIR = $(PREFIX)/lib/sockfuse
+UNITDIR = $(PREFIX)/lib/systemd/system
+MANDIR = $(PREFIX)/share/man
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+DOCDIR = $(PREFIX)/share/doc/sockfuse
+command = sockfuse-$(subst _,-,$(1))
+
+install: objects
+	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
+		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
+	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 common.sh status.jq $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
+	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
+	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
+	$(Q)install -m 644 packaging/man/*.8 $(DESTDIR)$(MANDIR)/man8
+	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
+	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
+	$(Q)$(foreach c,$(filter-out load,$(COMMANDS)),ln -sf sockfuse-load $(DESTDIR)$(COMPLETIONDIR)/$(call command,$(c)) &&) true
+	$(Q)install -m 644 README.md LICENSE docs/semantics.md docs/status.schema.json $(DESTDIR)$(DOCDIR)
+	$(Q)[ -e $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf ] || install -m 644 packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)
+
+# What install put there, with the same PREFIX and DESTDIR.  A changed
+# sockfuse.conf stays.
+uninstall:
+	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(UNITDIR)/sockfuse.service \
+		$(foreach c,$(COMMANDS),$(SBINDIR)/$(call command,$(c)) $(COMPLETIONDIR)/$(call command,$(c)) $(MANDIR)/man8/$(call command,$(c)).8) \
+		$(MANDIR)/man5/sockfuse.conf.5)
+	$(Q)! cmp -s packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf || rm $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf
+
+deb: objects
+	$(Q)./deps.sh deb
+	$(Q)packaging/build.sh deb
+
+rpm: objects
+	$(Q)./deps.sh rpm
+	$(Q)packaging/build.sh rpm
+
 # CALLS and SEED may be given.
 fuzz: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
@@ -111,6 +161,7 @@ lint:
 	$(Q)shellcheck -x $(SHELL_FILES)
 	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
+	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
 
 clean:
-	$(Q)rm -f $(OBJECTS) $(HELPERS) tests/vm/proxy
+	$(Q)rm -rf $(OBJECTS) $(HELPERS) tests/vm/proxy dist

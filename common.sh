@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034
+# shellcheck shell=bash disable=SC2034,SC2154 # here: set by who sources this
 # What the scripts of sockfuse share: where things are pinned, how a command is
 # announced, how an error reads, and how our programs are told from others.
 # Sourced, never run; no script uses all of it (SC2034).
@@ -35,6 +35,20 @@ Exit codes:
 BPFTOOL=${BPFTOOL:-bpftool}
 QUIET=
 
+# name_of SCRIPT: load.sh in a clone, sockfuse-load where it is installed
+name_of() {
+  if [[ $0 == *.sh ]]; then
+    echo "$1.sh"
+  else
+    echo "sockfuse-${1//_/-}"
+  fi
+}
+
+# path_to SCRIPT: how to call it, as this one was called
+path_to() {
+  echo "${0%"${0##*/}"}$(name_of "$1")"
+}
+
 # die CODE WHAT [MEND]: one line on stderr, what is wrong and what mends it.
 die() {
   printf '%s: %s%s\n' "${0##*/}" "$2" "${3:+; $3}" >&2
@@ -55,10 +69,18 @@ need_root() {
   ((EUID == 0)) || die "$EX_ROOT" "root is needed" "try: sudo $0 $*"
 }
 
+install_hint() {
+  if [[ -e $here/deps.sh ]]; then
+    echo "try: make deps"
+  else
+    echo "install it"
+  fi
+}
+
 # need_command NAME PACKAGE
 need_command() {
   command -v "$1" >/dev/null ||
-    die "$EX_HOST" "$1 is missing" "install it: make deps (package $2)"
+    die "$EX_HOST" "$1 is missing" "$(install_hint) (package $2)"
 }
 
 need_bpftool() {
@@ -70,7 +92,7 @@ need_bpftool() {
   IFS=. read -r major minor _ <<<"$version"
   ((${major:-0} > 5 || (${major:-0} == 5 && ${minor:-0} >= 10))) ||
     die "$EX_HOST" "$BPFTOOL is too old or does not run here (version ${version:-unknown}, 5.10 needed)" \
-      "install the one of this kernel: make deps"
+      "$(install_hint) (package bpftool, the one of this kernel)"
 }
 
 # One script at a time.  The lock goes with the last process that holds it, so

@@ -7,11 +7,12 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [check] [vm] [lint]
+Usage: deps.sh [load] [check] [vm] [lint] [deb] [rpm]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
-sockfuse (load), to run its tests here (check) or in a virtual machine (vm), or
-to check its style (lint).  The command is printed before it is run.
+sockfuse (load), to run its tests here (check) or in a virtual machine (vm), to
+check its style (lint), or to make packages (deb, rpm).  The command is printed
+before it is run.
 
   --help    this text
 
@@ -38,10 +39,16 @@ check  curl                        curl          curl           curl            
 check  openssl                     openssl       openssl        openssl         openssl
 check  debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
 check  sysctl                      procps        procps-ng      procps          procps-ng
+check  systemd-nspawn              systemd-container systemd-container systemd-container systemd
+check  dpkg-deb                    dpkg          dpkg           dpkg            dpkg
+check  rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
+deb    dpkg-deb                    dpkg          dpkg           dpkg            dpkg
+rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt
+lint   mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
 
 find_manager() {
@@ -82,7 +89,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | check | vm | lint) ;;
+    load | check | vm | lint | deb | rpm) ;;
     --help)
       usage
       exit 0

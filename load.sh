@@ -7,8 +7,8 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: load.sh [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
-               [--account] [--no-guard | --careful] [--quiet]
+Usage: ${0##*/} [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
+               [--account] [--no-guard | --careful] [--config FILE] [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -20,18 +20,20 @@ what is loaded; live connections go on.
                          ports: numbers and ranges, as 80,443,6000-6010
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
-  --account              count bytes and age of each connection, for status.sh;
+  --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
                          MSG_OOB, …); where the kernel has no BTF trampolines
-                         load.sh says that this is so
+                         a line says that this is so
   --careful              fuse only for readers that have been seen to read
                          plainly and without waiting (O_NONBLOCK); needs the
                          guard
+  --config FILE          options from a file too, one a line, as here; lines that
+                         begin with # are comments
   --quiet                do not print the commands that change the system
   --help                 this text
 
-Example: load.sh --cgroup /sys/fs/cgroup/system.slice --exclude-port 8404,9000-9010
+Example: ${0##*/} --cgroup /sys/fs/cgroup/system.slice --exclude-port 8404,9000-9010
 
 $EXIT_CODES
 EOF
@@ -46,7 +48,7 @@ CAREFUL=
 parse_arguments() {
   while (($#)); do
     case $1 in
-      --cgroup | --exclude-port | --max-connections)
+      --cgroup | --exclude-port | --max-connections | --config)
         [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
         ;;&
       --cgroup)
@@ -59,6 +61,10 @@ parse_arguments() {
         ;;
       --max-connections)
         MAX_CONNECTIONS=$2
+        shift
+        ;;
+      --config)
+        read_config "$2"
         shift
         ;;
       --account) ACCOUNT=1 ;;
@@ -79,6 +85,18 @@ parse_arguments() {
     die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
   fi
   excluded_ports >/dev/null
+}
+
+read_config() {
+  local option value
+  [[ -f $1 && -r $1 ]] || die "$EX_USAGE" "--config: cannot read $1" "see: $0 --help"
+  while read -r option value || [[ $option ]]; do
+    case $option in
+      '' | '#'*) ;;
+      --config) die "$EX_USAGE" "$1: --config cannot stand in a file" "see: $0 --help" ;;
+      *) parse_arguments "$option" ${value:+"$value"} ;;
+    esac
+  done <"$1"
 }
 
 # excluded_ports: those of --exclude-port, one a line
@@ -183,7 +201,7 @@ load_program() {
   say "+ $BPFTOOL prog load $here/bpf/$name.bpf.o $1 type $type ${*:2}"
   log=$("$BPFTOOL" prog load "$here/bpf/$name.bpf.o" "$1" type "$type" "${@:2}" 2>&1) ||
     die "$EX_FAILED" "the kernel refused $name.bpf.o: $(load_error <<<"$log")" \
-      "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER, see README.md"
+      "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER"
 }
 
 # same_size STRUCT MAP_REFERENCE...: whether that map holds what this version
@@ -218,7 +236,7 @@ stage() {
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||
-    die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: load.sh --max-connections 10000"
+    die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: $0 --max-connections 10000"
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}" "${reuse_marks[@]}"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" \
@@ -262,7 +280,7 @@ guard() {
   GUARD=
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
-    die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out, or see Requirements in README.md"
+    die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out; it needs BTF trampolines and bpftool 7.5"
   say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB, kTLS (docs/semantics.md): $why"
 }
 
@@ -275,7 +293,7 @@ iterator() {
   say "+ $BPFTOOL iter pin $here/bpf/bpf_status.bpf.o $pin map id $id"
   log=$("$BPFTOOL" iter pin "$here/bpf/bpf_status.bpf.o" "$pin" map id "$id" 2>&1) || {
     rm -rf "$STAGING/connections"
-    say "status.sh lists no connections here: $(load_error <<<"$log")"
+    say "$(name_of status) lists no connections here: $(load_error <<<"$log")"
   }
 }
 
@@ -355,7 +373,7 @@ undo() {
 
 report() {
   say "sockfuse is on: loopback TCP connections in $CGROUP from now on, up to $MAX_CONNECTIONS at a time."
-  say "Look at it: ./trace_bpf_output.sh, ./trace_lo_traffic.sh, $BPFTOOL map dump pinned $PIN_DIR/$COUNTERS"
+  say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
 parse_arguments "$@"

@@ -61,7 +61,7 @@ def load_command($load):
 def damage:
   [
     (.missing | split("\n")[] | "\(.) is missing"),
-    (if .sockops and attached_cgroups(.sockops.id) == [] then "bpf_sockops is not attached to any cgroup" else empty end),
+    (if .sockops and attached_cgroups(.sockops.id) == [] then "bpf_sockops is not attached to any cgroup (nobody remembers to which it was)" else empty end),
     (if .verdict == "0" then "bpf_redir is not attached to sock_ops_map" else empty end),
     (if .settings.fuse == 0 then "fusing is switched off" else empty end),
     (if .staging != "" then "a load was killed and left \(.staging)" else empty end)
@@ -142,15 +142,15 @@ def counter_rows:
 
 # What moved or ever moved; with rates if there is an earlier snapshot.
 def counters_table($before):
-  "",
-  (.time as $time
-  | if .counters then
-      ([$before.counters // empty | counter_rows] | map({key: .[0], value: .[1]}) | from_entries) as $earlier
-      | ["counter", "total"] + (if $before.counters then ["per second"] else [] end),
-        (.counters | counter_rows | select(.[1] > 0 or (.[0] | startswith("fused")))
-          | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
-      | @tsv
-    else empty end);
+  .time as $time
+  | ([$before.counters // empty | counter_rows] | map({key: .[0], value: .[1]}) | from_entries) as $earlier
+  | .counters // empty
+  | "",
+    (["counter", "total"] + (if $before.counters then ["per second"] else [] end),
+      (counter_rows
+        | select(.[1] > 0 or (.[0] | startswith("fused")))
+        | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
+    | @tsv);
 
 def text: summary, counters_table($ARGS.named.before[0]);
 

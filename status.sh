@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: status.sh [--json | --prometheus | --watch [SECONDS]] [--top N]
+Usage: ${0##*/} [--json | --prometheus | --watch [SECONDS]] [--top N]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
 what by TCP and why, and lists the live connections, a line for each socket.
@@ -19,10 +19,10 @@ what by TCP and why, and lists the live connections, a line for each socket.
   --watch [SECONDS]  again every so many seconds (default 2), with rates; the 20
                      busiest connections unless --top says otherwise
   --top N            only the N sockets with the most fused bytes; needs
-                     load.sh --account
+                     $(name_of load) --account
   --help             this text
 
-Example: status.sh --json | jq '.connections[] | select(.path == "tcp")'
+Example: ${0##*/} --json | jq '.connections[] | select(.path == "tcp")'
 
 Exit codes:
   0  on
@@ -208,7 +208,7 @@ snapshot() {
     read -r outcomes
     read -r CODE
     cat >"$1"
-  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg kernel "$(uname -r)" --arg load "${0%status*}load${0##*status}")
+  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
   if [[ $FORMAT == prometheus ]]; then
     : >"$1.rows"
   else

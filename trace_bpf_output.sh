@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: trace_bpf_output.sh
+Usage: ${0##*/}
 
 Turns the trace lines of sockfuse on, follows the kernel's trace pipe, and turns
 them off again when it ends (Ctrl-C).  op = 4 is the end that connected, op = 5
@@ -15,7 +15,7 @@ the end that accepted.
 
   --help    this text
 
-Example: trace_bpf_output.sh | grep sockfuse
+Example: ${0##*/} | grep sockfuse
 
 $EXIT_CODES
 EOF
@@ -60,13 +60,13 @@ case ${1-} in
 esac
 need_root "$@"
 need_bpftool
-[[ -e $PIN_DIR/$SETTINGS ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: ./load.sh"
+[[ -e $PIN_DIR/$SETTINGS ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $(path_to load)"
 find_tracefs
 [[ $(<"$TRACEFS/tracing_on") == 1 ]] ||
   die "$EX_HOST" "tracing is switched off on this host" "try: echo 1 > $TRACEFS/tracing_on"
 
 exec 8>"$LOCK.trace"
-flock -n 8 || die "$EX_BUSY" "another trace_bpf_output.sh is running" "see: fuser -v $LOCK.trace"
+flock -n 8 || die "$EX_BUSY" "another $(name_of trace_bpf_output) is running" "see: fuser -v $LOCK.trace"
 trap stop EXIT
 trap 'exit 0' INT TERM HUP PIPE
 set_trace 1

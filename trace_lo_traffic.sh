@@ -7,14 +7,14 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: trace_lo_traffic.sh [PORT | FILTER...]
+Usage: ${0##*/} [PORT | FILTER...]
 
 Runs tcpdump on lo, by default for port 5001.  FILTER is in the language of
 pcap-filter(7).  Ends with Ctrl-C.
 
   --help    this text
 
-Example: trace_lo_traffic.sh tcp port 8080 and host 127.0.0.2
+Example: ${0##*/} tcp port 8080 and host 127.0.0.2
 
 $EXIT_CODES
 EOF

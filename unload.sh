@@ -7,16 +7,16 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: unload.sh [--quiet]
+Usage: ${0##*/} [--quiet]
 
 Switches fusing off, detaches the programs and removes every pin.  Live
 connections go on by TCP; bytes that wait to be read are still delivered.  Any
-state that a killed load.sh or a removed pin left behind is put in order.
+state that a killed $(name_of load) or a removed pin left behind is put in order.
 
   --quiet    do not print the commands that change the system
   --help     this text
 
-Example: unload.sh --quiet && echo off
+Example: ${0##*/} --quiet && echo off
 
 $EXIT_CODES
 EOF

@@ -4,3 +4,23 @@
 median() {
   sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
 }
+
+# Sockets of processes in these two are plain TCP and fused; nothing may be on above.
+PLAIN=/sys/fs/cgroup/plain FUSED=/sys/fs/cgroup/fused
+make_cgroups() {
+  mkdir "$PLAIN" "$FUSED"
+  if "${BPFTOOL:-bpftool}" cgroup show "$PLAIN" effective | grep -qw cgroup_sock_ops; then
+    echo "${0##*/}: sockfuse is on in a cgroup above, so nothing here is plain TCP; try: sudo ./unload.sh" >&2
+    exit 6
+  fi
+}
+
+# iperf3_stream BYTES SECONDS: bytes per second that iperf3 received, which writes so many at a time
+iperf3_stream() {
+  local server
+  iperf3 -s -1 -p 5001 >/dev/null &
+  server=$!
+  until ss -Hltn 'sport = :5001' | grep -q .; do sleep 0.05; done
+  iperf3 -J -c 127.0.0.1 -p 5001 -l "$1" -t "${2%.*}" | jq '.end.sum_received.bits_per_second / 8 | floor'
+  wait "$server"
+}

@@ -9,26 +9,13 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
 last_cpu=$(($(nproc) - 1))
-cgroup=/sys/fs/cgroup
-mkdir "$cgroup/plain" "$cgroup/fused"
-if "${BPFTOOL:-bpftool}" cgroup show "$cgroup/plain" effective | grep -qw cgroup_sock_ops; then
-  echo "run.sh: sockfuse is on in a cgroup above, so nothing here is plain TCP; try: sudo ./unload.sh" >&2
-  exit 6
-fi
-"$here/../load.sh" --quiet --cgroup "$cgroup/fused"
+make_cgroups
+"$here/../load.sh" --quiet --cgroup "$FUSED"
 trap '"$here/../unload.sh" --quiet' EXIT
 
-# iperf3_stream BYTES SECONDS: bytes per second that iperf3 received, which writes so many at a time
-iperf3_stream() {
-  iperf3 -s -1 -p 5001 >/dev/null &
-  until ss -Hltn 'sport = :5001' | grep -q .; do sleep 0.05; done
-  iperf3 -J -c 127.0.0.1 -p 5001 -l "$1" -t "${2%.*}" | jq '.end.sum_received.bits_per_second / 8 | floor'
-  wait
-}
-
-# one MODE CASE...: in the cgroup that is fused, or in the one that is not
+# one CGROUP CASE...: in that cgroup
 one() (
-  echo "$BASHPID" >"$cgroup/$1/cgroup.procs"
+  echo "$BASHPID" >"$1/cgroup.procs"
   if [[ $2 == iperf3 ]]; then
     iperf3_stream "$3" "$4"
   else
@@ -57,8 +44,8 @@ for case in "rr 64" "rr 1024" "rr 16384" "rr 65536" "rr 262144" \
     for ((round = 0; round < rounds; round++)); do
       # shellcheck disable=SC2086 # words
       {
-        plain+=("$(one plain $case "$seconds" $cpus)")
-        fused+=("$(one fused $case "$seconds" $cpus)")
+        plain+=("$(one "$PLAIN" $case "$seconds" $cpus)")
+        fused+=("$(one "$FUSED" $case "$seconds" $cpus)")
       }
       ratios+=("$(awk -v f="${fused[-1]}" -v p="${plain[-1]}" 'BEGIN { print f / p }')")
     done

@@ -7,8 +7,7 @@ setup() { tcp_mem=$(host_sysctl -n net.ipv4.tcp_mem); }
 
 teardown() {
   host_sysctl -q "net.ipv4.tcp_mem=$tcp_mem"
-  [[ ! ${STEPS_PID-} ]] || kill "$STEPS_PID" 2>/dev/null || true
-  [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
+  jobs -p | xargs -r kill 2>/dev/null || true
   wait
   unload --quiet
   assert_nothing_left
@@ -54,7 +53,6 @@ assert_moved() {
   local json text
   load --account
   "$TRAFFIC" hold 4 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
-  BACKGROUND=$!
   open_steps
   step send 1000
   wait_for 10 grep -q connections "$BATS_TEST_TMPDIR/held"
@@ -88,13 +86,10 @@ assert_moved() {
   ip netns add other
   ip -n other link set lo up
   ip netns exec other iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
-  BACKGROUND=$!
   iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
-  BACKGROUND+=" $!"
   wait_for 10 listens 5001
   wait_for 10 ip netns exec other bash -c 'ss -Hltn | grep -q 5001'
   iperf3 -c 127.0.0.1 -p 5001 -t 20 -b 1M >/dev/null 3>&- &
-  iperf3 -c ::1 -p 5001 -t 20 -b 1M >/dev/null 2>&1 3>&- & # refused: the server is busy
   ip netns exec other iperf3 -c ::1 -p 5001 -t 20 -b 1M >/dev/null 3>&- &
   four() { [[ $(status --json | jq '.map.entries') -ge 8 ]]; }
   wait_for 10 four
@@ -104,8 +99,52 @@ assert_moved() {
     <(jq -r '.connections[] | "\(.local) \(.remote)"' <<<"$json" | sort)
   [ "$(jq '[.connections[].netns] | unique | length' <<<"$json")" -eq 2 ]
   [ "$(jq -r '[.connections[].processes[].name] | unique[]' <<<"$json")" = iperf3 ]
-  kill $BACKGROUND
+  jobs -p | xargs kill
+  wait
   ip netns del other
+}
+
+# In the Debian of the applications, with these files in its /tmp
+in_root() {
+  local root=$here/tests/apps/root
+  [[ -e $root/.complete ]] || skip "no Debian root, see tests/debian.sh"
+  mount -t tmpfs tmpfs "$root/tmp"
+  cp "$BATS_TEST_TMPDIR"/* "$here/docs/status.schema.json" "$root/tmp"
+  run chroot "$root" "$@"
+  umount "$root/tmp"
+}
+
+@test "--json fits its schema, on, damaged and off" {
+  local dir=$BATS_TEST_TMPDIR
+  load --account --exclude-port 80,90-99
+  open_steps
+  step send 1000
+  status --json >"$dir/on"
+  rm "$BPFFS/bpf_redir"
+  status --json >"$dir/damaged" || true
+  unload --quiet
+  status --json >"$dir/off" || true
+  jq -c 'del(.connections[0].local)' "$dir/on" >"$dir/wrong"
+  in_root bash -c 'for file in on damaged off; do jsonschema -i /tmp/$file /tmp/status.schema.json || exit; done'
+  echo "$output"
+  [ "$status" -eq 0 ]
+  in_root jsonschema -i /tmp/wrong /tmp/status.schema.json
+  [ "$status" -ne 0 ]
+  [[ $output == *"'local' is a required property"* ]]
+}
+
+@test "--prometheus: promtool finds no fault, and the numbers are those of --json" {
+  load --exclude-port 80
+  open_steps
+  step send 1000
+  status --prometheus >"$BATS_TEST_TMPDIR/metrics"
+  in_root bash -c 'promtool check metrics </tmp/metrics'
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "$output" = "" ]
+  grep -qx 'sockfuse_fused_bytes_total 1000' "$BATS_TEST_TMPDIR/metrics"
+  grep -qx 'sockfuse_fallback_messages_total{reason="in_flight"} 0' "$BATS_TEST_TMPDIR/metrics"
+  grep -qx 'sockfuse_left_out_sockets_total{reason="excluded"} 0' "$BATS_TEST_TMPDIR/metrics"
 }
 
 @test "connections of an earlier load are listed until they close" {
@@ -296,7 +335,7 @@ damaged() {
   run status
   echo "status $status: $output"
   [ "$status" -eq 4 ]
-  [[ ${lines[0]} =~ ^"damaged: "$1"; try: "(.*/load.sh .*)$ ]]
+  [[ ${lines[0]} =~ ^"damaged: $1; try: "(.*/load.sh .*)$ ]]
   [ "$(status --json | jq '.damage | length')" -eq 1 ]
   # the command loads what was loaded
   bash -c "${BASH_REMATCH[1]} --quiet" 3>&-
@@ -317,7 +356,7 @@ damaged() {
     damaged "$pin is missing"
   done < <(find "$BPFFS" -type f ! -name '*.debug')
   "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/bpf_sockops"
-  damaged "bpf_sockops is not attached to any cgroup"
+  damaged "bpf_sockops is not attached to any cgroup (nobody remembers to which it was)"
   "$BPFTOOL" prog detach pinned "$BPFFS/bpf_redir" msg_verdict pinned "$BPFFS/sock_ops_map"
   damaged "bpf_redir is not attached to sock_ops_map"
   set_fuse 0
@@ -347,7 +386,6 @@ damaged() {
 @test "30,000 sockets are listed, each once" {
   load
   "$TRAFFIC" hold 15000 60 >"$BATS_TEST_TMPDIR/held" 3>&- &
-  BACKGROUND=$!
   wait_for 60 grep -q connections "$BATS_TEST_TMPDIR/held"
   status --json >"$BATS_TEST_TMPDIR/json"
   jq -c '[.connections[] | [.local, .remote]] | [length, (unique | length)]' "$BATS_TEST_TMPDIR/json"

@@ -1,0 +1,211 @@
+#!/usr/bin/env bats
+# Installed, packaged, deployed: the same thing under other names.
+
+load helpers
+
+ROOT=$here/tests/apps/root
+COMMANDS="load unload status trace-bpf-output trace-lo-traffic"
+
+teardown() {
+  unload --quiet
+  assert_nothing_left
+}
+
+need_root() { [[ -e $ROOT/.complete ]] || skip "no Debian root, see tests/debian.sh"; }
+
+installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
+
+@test "make install: load, status and unload run from there; make uninstall leaves nothing" {
+  local dir=$BATS_TEST_TMPDIR/root bin=$BATS_TEST_TMPDIR/root/opt/sbin command
+  make -s -C "$here" install DESTDIR="$dir" PREFIX=/opt 3>&-
+  for command in $COMMANDS; do
+    "$bin/sockfuse-$command" --help | grep -q "^Usage: sockfuse-$command"
+  done
+  run "$bin/sockfuse-status" 3>&-
+  [ "$status" -eq 3 ]
+  [ "$output" = "sockfuse is off; try: $bin/sockfuse-load" ]
+  run "$bin/sockfuse-load" 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "${lines[-1]}" = "Look at it: $bin/sockfuse-status, $bin/sockfuse-trace-bpf-output, $bin/sockfuse-trace-lo-traffic" ]
+  assert_on
+  "$bin/sockfuse-status" --json 3>&- >/dev/null
+  "$bin/sockfuse-unload" --quiet 3>&-
+  assert_nothing_left
+  make -s -C "$here" uninstall DESTDIR="$dir" PREFIX=/opt 3>&-
+  [ "$(installed "$dir")" = "" ]
+}
+
+@test "make uninstall leaves a changed sockfuse.conf; make install does not overwrite it" {
+  local dir=$BATS_TEST_TMPDIR/root
+  make -s -C "$here" install DESTDIR="$dir" 3>&-
+  echo "--account" >>"$dir/etc/sockfuse.conf"
+  make -s -C "$here" install DESTDIR="$dir" 3>&-
+  make -s -C "$here" uninstall DESTDIR="$dir" 3>&-
+  [ "$(installed "$dir")" = /etc/sockfuse.conf ]
+  grep -qx -- --account "$dir/etc/sockfuse.conf"
+}
+
+@test "load.sh --config: options from a file, comments and blank lines apart; wrong ones are refused" {
+  local file=$BATS_TEST_TMPDIR/conf
+  grep -v '^#--' "$here/packaging/sockfuse.conf" >"$file"
+  printf '%s\n' "--exclude-port 80,443" "  --max-connections 1000" "" --account >>"$file"
+  load --config "$file" --exclude-port 8080
+  [ "$("$here/status.sh" --json 3>&- | jq -c '[.policy.excluded_ports, .map.max_entries, .policy.accounting]')" = '["80,443,8080",2000,true]' ]
+  echo "--exclude-ports 1" >"$file"
+  run load --config "$file"
+  [ "$status" -eq 2 ]
+  [ "${#lines[@]}" -eq 1 ]
+  run load --config "$file.none"
+  [ "$status" -eq 2 ]
+}
+
+@test "every commented option of sockfuse.conf is one that load.sh takes" {
+  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -v -- --cgroup >"$BATS_TEST_TMPDIR/conf"
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/conf")" -ge 5 ]
+  run load --config "$BATS_TEST_TMPDIR/conf"
+  [[ $output == *"--careful needs the guard"* ]] # both stand there
+  grep -v -- --no-guard "$BATS_TEST_TMPDIR/conf" | grep -v -- --careful >"$BATS_TEST_TMPDIR/rest"
+  load --config "$BATS_TEST_TMPDIR/rest"
+}
+
+help_options() { "$here/${1//-/_}.sh" --help | grep -oE -- '--[a-z][a-z-]*' | sort -u; }
+
+man_options() { sed -n 's/^\.It Fl \\-\([a-z-]*\).*/--\1/p' "$here/packaging/man/sockfuse-$1.8" | sort -u; }
+
+completed_options() {
+  # shellcheck disable=SC2034 # what bash gives to a completion
+  bash -c '. "$1"; COMP_WORDS=("$2" --) COMP_CWORD=1; _sockfuse "$2"; printf "%s\n" "${COMPREPLY[@]}"' - \
+    "$here/packaging/sockfuse.bash" "sockfuse-$1" | sort -u
+}
+
+# Options that a help text names of another command are none of its own.
+own() { grep -vxE -- "$([[ $1 == status ]] && echo --account || echo none)"; }
+
+@test "every option in a --help is in its man page and in its completion, and no other" {
+  local command
+  for command in $COMMANDS; do
+    echo "$command"
+    diff <(help_options "$command" | own "$command") <(man_options "$command")
+    diff <(help_options "$command" | own "$command") <(completed_options "$command")
+  done
+}
+
+packages() { make -s -C "$here" deb rpm 3>&-; }
+
+@test "the .deb and the .rpm hold what make install puts there, and their scripts are sound" {
+  local dir=$BATS_TEST_TMPDIR
+  packages
+  make -s -C "$here" install DESTDIR="$dir/root" PREFIX=/usr 3>&-
+  dpkg-deb -x "$here"/dist/sockfuse_*.deb "$dir/deb"
+  diff -r --no-dereference "$dir/root" "$dir/deb"
+  diff <(installed "$dir/root") <(rpm -qp --queryformat '[%{FILEMODES:perms} %{FILENAMES}\n]' "$here"/dist/sockfuse-*.rpm | sed -n 's/^[-l][^ ]* //p' | sort)
+  [ "$(dpkg-deb -f "$here"/dist/*.deb Version)" = "$(rpm -qp --queryformat '%{VERSION}' "$here"/dist/*.rpm)" ]
+  [ "$(dpkg-deb -I "$here"/dist/*.deb conffiles)" = /etc/sockfuse.conf ]
+  rpm -qp --queryformat '%{POSTIN}\n' "$here"/dist/*.rpm | sh -n
+  rpm -qp --queryformat '%{PREUN}\n' "$here"/dist/*.rpm | sh -n
+}
+
+# In a container whose init is systemd, with the package in it; JOB is its work.
+in_container() {
+  local root=$BATS_TEST_TMPDIR/overlay/root unit
+  mkdir "$BATS_TEST_TMPDIR/overlay"
+  mount -t tmpfs tmpfs "$BATS_TEST_TMPDIR/overlay"
+  mkdir "$BATS_TEST_TMPDIR/overlay"/{upper,work,root}
+  mount -t overlay overlay -o "lowerdir=$ROOT,upperdir=$BATS_TEST_TMPDIR/overlay/upper,workdir=$BATS_TEST_TMPDIR/overlay/work" "$root"
+  mount -t bpf bpf /sys/fs/bpf
+  for unit in nginx haproxy redis-server postgresql ssh prometheus prometheus-node-exporter rsync; do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit.service"
+  done
+  cp "$here"/dist/*.deb "$root/root"
+  cp "$here/deploy/ansible/sockfuse.yml" "$root/root"
+  { echo '#!/bin/bash' && cat; } >"$root/root/job"
+  chmod +x "$root/root/job"
+  cat >"$root/etc/systemd/system/job.service" <<'END'
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+StandardOutput=file:/root/log
+StandardError=inherit
+ExecStart=/root/job
+ExecStopPost=/bin/systemctl --no-block exit
+END
+  mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+  ln -s ../job.service "$root/etc/systemd/system/multi-user.target.wants/job.service"
+  SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 SYSTEMD_NSPAWN_USE_CGNS=0 timeout 120 systemd-nspawn -q -D "$root" --register=no --keep-unit \
+    --kill-signal=SIGRTMIN+3 --capability=all --system-call-filter="bpf perf_event_open" --bind=/sys/fs/bpf --console=pipe \
+    -b systemd.unified_cgroup_hierarchy=1 </dev/null 3>&- || true
+  cat "$root/root/log"
+  cp "$root/root/log" "$BATS_TEST_TMPDIR/log"
+  umount "$root" "$BATS_TEST_TMPDIR/overlay" /sys/fs/bpf
+}
+
+@test "in a systemd container: the .deb installs, its service starts, reloads and stops, removal unloads; the playbook too" {
+  need_root
+  packages
+  in_container <<'END'
+state() { sockfuse-status >/dev/null; echo "$1: $?"; }
+asked() { sockfuse-status --json | jq -c "$1"; }
+dpkg -i /root/sockfuse_*.deb >/dev/null && echo installed
+state "after the installation"
+systemd-analyze verify --man=no sockfuse.service && echo verified
+systemctl start sockfuse && echo started
+state "started"
+python3 -c '
+import socket
+listener = socket.create_server(("127.0.0.1", 4321))
+client = socket.create_connection(("127.0.0.1", 4321))
+client.sendall(b"x" * 1000)
+'
+echo "fused: $(asked .counters.fused_bytes)"
+before=$(asked .programs)
+echo "--exclude-port 4321" >>/etc/sockfuse.conf
+systemctl reload sockfuse && echo reloaded
+echo "excluded: $(asked .policy.excluded_ports)"
+[[ $(asked .programs) != "$before" ]] && echo "loaded anew"
+systemctl stop sockfuse && echo stopped
+state "stopped"
+ansible-playbook -i localhost, -c local -e ansible_become=false -e "sockfuse_package=$(echo /root/sockfuse_*.deb)" \
+  -e '{"sockfuse_options": "--account"}' /root/sockfuse.yml
+systemctl is-enabled sockfuse
+state "by the playbook"
+before=$(asked .programs)
+dpkg -i /root/sockfuse_*.deb >/dev/null && echo "installed again"
+state "upgraded"
+[[ $(asked .programs) != "$before" ]] && echo "reloaded by the upgrade"
+echo "accounting: $(asked .policy.accounting)"
+dpkg -r sockfuse >/dev/null && echo removed
+echo "left: $(find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | wc -l) pins, $(bpftool cgroup tree | grep -cw sock_ops) attachments"
+END
+  local line
+  for line in installed "after the installation: 3" verified started "started: 0" "fused: 1000" reloaded 'excluded: "4321"' "loaded anew" stopped \
+    "stopped: 3" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
+    "left: 0 pins, 0 attachments"; do
+    grep -qxF "$line" "$BATS_TEST_TMPDIR/log" || { echo "not so: $line" && return 1; }
+  done
+}
+
+@test "the Kubernetes manifest fits the types of the API, and a wrong field is found" {
+  need_root
+  mount -t tmpfs tmpfs "$ROOT/tmp"
+  cp "$here/tests/manifest.py" "$here/deploy/kubernetes/sockfuse.yaml" "$ROOT/tmp"
+  run chroot "$ROOT" python3 /tmp/manifest.py /tmp/sockfuse.yaml
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *DaemonSet ]]
+  sed -i 's/readOnlyRootFilesystem/readOnlyRoot/' "$ROOT/tmp/sockfuse.yaml"
+  run chroot "$ROOT" python3 /tmp/manifest.py /tmp/sockfuse.yaml
+  umount "$ROOT/tmp"
+  [ "$status" -ne 0 ]
+  [[ $output == *"no field readOnlyRoot"* ]]
+}
+
+@test "make demo: fused, few packets are left on lo" {
+  run timeout 100 "$here/bench/demo.sh" 3>&-
+  echo "$output"
+  rmdir "$CGROUP"/{plain,fused}
+  [ "$status" -eq 0 ]
+  [ "$(grep -c 'x [0-9.]*$' <<<"$output")" -eq 2 ]
+  awk '/packets on lo/ { lines++; if ($5 * 20 > $4) exit 1 } END { if (lines != 2) exit 1 }' <<<"$output"
+}
