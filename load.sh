@@ -314,8 +314,8 @@ attach() {
       "see: $BPFTOOL cgroup show $CGROUP effective"
 }
 
-# What the kernel holds, not what bpftool said.  Which program a sockhash has
-# cannot be asked of every kernel that we run on; that it uses this map can.
+# What the kernel holds, not what bpftool said.  Which program a sockhash has only
+# the iterator can tell; that the program uses this map, every kernel.
 check() {
   local map
   "$BPFTOOL" -j cgroup show "$CGROUP" | jq -e --argjson id "$NEW_ID" 'any(.[]; .id == $id)' >/dev/null ||
@@ -324,6 +324,8 @@ check() {
   "$BPFTOOL" -j prog show pinned "$STAGING/bpf_redir" | jq -e --argjson id "$map" \
     '.type == "sk_msg" and any(.map_ids[]; . == $id)' >/dev/null ||
     die "$EX_FAILED" "the verdict program does not use the map" "try: $0 again"
+  [[ ! -e $STAGING/connections ]] || grep -qx "verdict"$'\t'"$(pinned_id "$STAGING/bpf_redir")" "$STAGING"/connections/* ||
+    die "$EX_FAILED" "the verdict program is not attached to the map" "try: $0 again"
 }
 
 # Those of earlier loads stay for as long as one of their sockets lives.
@@ -332,7 +334,10 @@ commit_iterator() {
   for pin in "$CONNECTIONS"/*; do
     [[ ! -e $pin ]] || grep -qvm 1 '^verdict' "$pin" || run rm -f "$pin"
   done
-  [[ -e $STAGING/connections ]] || return 0
+  [[ -e $STAGING/connections ]] || {
+    run rm -rf "$CONNECTIONS" # of a load that could
+    return
+  }
   run mkdir -p "$CONNECTIONS"
   run mv "$STAGING/connections"/* "$CONNECTIONS"
 }

@@ -62,7 +62,7 @@ def damage:
   [
     (.missing | split("\n")[] | "\(.) is missing"),
     (if .sockops and attached_cgroups(.sockops.id) == [] then "bpf_sockops is not attached to any cgroup (nobody remembers to which it was)" else empty end),
-    (if .verdict == "0" then "bpf_redir is not attached to sock_ops_map" else empty end),
+    (if .verdict != "" and .verdict != "\(.redir.id // .verdict)" or .verdict == "0" then "bpf_redir is not attached to sock_ops_map" else empty end),
     (if .settings.fuse == 0 then "fusing is switched off" else empty end),
     (if .staging != "" then "a load was killed and left \(.staging)" else empty end)
   ];

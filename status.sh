@@ -186,9 +186,10 @@ join_sockets() {
     END {
       for (n = 1; n <= rows; n++) {
         $0 = row[n]
-        received = $9 == "" ? "" : sent[$6] + 0
+        received = $9 == "" || $6 in sent && sent[$6] != "" ? sent[$6] : 0
         reason = off ? "switched_off" : $7 > 0 ? name[$7 + 1] : $7 < 0 && !($6 in sent) ? "peer_unknown" : ""
-        print $9 + received, $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2)
+        # mawk would print a number above 2^31 with six digits
+        print sprintf("%.0f", $9 + received), $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2)
       }
     }' file=1 "$TMP/names" file=2 "$TMP/processes" file=3 "$TMP/sockets" "$TMP/earlier" |
     LC_ALL=C sort -t $'\t' -k 1,1nr -k 2,2nr -k 3,4
@@ -203,7 +204,7 @@ snapshot() {
   done
   [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
   (take_lock && read_state) >"$TMP/state"
-  wait $!
+  wait $! || true # without ss, no processes
   {
     read -r outcomes
     read -r CODE

@@ -147,6 +147,22 @@ in_root() {
   grep -qx 'sockfuse_left_out_sockets_total{reason="excluded"} 0' "$BATS_TEST_TMPDIR/metrics"
 }
 
+@test "bytes above 4 GB are told exactly" {
+  local json
+  load --account
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 5001
+  iperf3 -c 127.0.0.1 -p 5001 -l 1M -t 60 >/dev/null 2>&1 3>&- &
+  much() { [[ $(status --json | jq '[.connections[].fused_bytes_sent] | max') -gt 4500000000 ]]; }
+  wait_for 50 much
+  jobs -p | xargs kill -STOP
+  json=$(status --json)
+  jobs -p | xargs kill -CONT
+  echo "$json"
+  [ "$(jq '(.counters.fused_bytes - ([.connections[].fused_bytes_sent] | add)) | . == 0' <<<"$json")" = true ]
+  [ "$(jq '([.connections[].fused_bytes_received] | add) == ([.connections[].fused_bytes_sent] | add)' <<<"$json")" = true ]
+}
+
 @test "connections of an earlier load are listed until they close" {
   load
   open_steps
