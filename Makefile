@@ -21,7 +21,7 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_status.bpf.o
-HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/ratio
+HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
 COMMANDS := load unload status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/demo.sh \
@@ -35,7 +35,7 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench semantics semantics-kernels fuzz lint clean
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench bench-quick semantics semantics-kernels fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -58,7 +58,7 @@ tests/foreign.bpf.o: tests/foreign.bpf.c
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
-tests/traffic tests/semantics/catalogue tests/fuzz/fuzz bench/ratio: %: %.c
+tests/traffic tests/semantics/catalogue tests/fuzz/fuzz bench/load: %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
 
@@ -91,13 +91,17 @@ vmcheck: objects helpers
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
 	$(Q)tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/guard.bats
 
-bench: objects helpers
-	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh
+# About 7 minutes, and about one; BENCH is where the result goes.
+BENCH ?= bench/results.json
+bench bench-quick: objects helpers
+	$(Q)./deps.sh load check
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
+	$(Q)jq -r -f bench/report.jq $(BENCH)
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:
 	$(Q)./deps.sh load check
-	$(Q)$(MAKE) -s objects bench/ratio
+	$(Q)$(MAKE) -s objects bench/load
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/demo.sh
 
 # Writes docs/semantics.md.

@@ -25,7 +25,7 @@ packets_of() {
 }
 
 stream() { iperf3_stream 64k "$SECONDS_EACH" >"$results/$1.stream"; }
-requests() { "$here/ratio" rr 64 "$SECONDS_EACH" 0 0 >"$results/$1.requests"; }
+requests() { "$here/load" rr 64 "$SECONDS_EACH" 0 0 | jq .per_second >"$results/$1.requests"; }
 
 measure() {
   progress "$1: iperf3 for $SECONDS_EACH s"

@@ -13,13 +13,16 @@ guard=/sys/fs/bpf/sockfuse/guard
 results=$(mktemp -d)
 trap 'rm -rf "$results"; "$here/../unload.sh" --quiet' EXIT
 
+# rate KIND SIZE SECONDS CPU...: per second
+rate() { "$here/load" "$@" | jq .per_second; }
+
 # measure NAME: once what was loaded or taken away has been freed
 measure() {
   sleep 3
-  "$here/ratio" rr 64 "$seconds" 0 0 >>"$results/rr.$1"
-  "$here/ratio" pipe 1 "$seconds" 0 >>"$results/byte.$1"
-  "$here/ratio" pipe 4096 "$seconds" 0 >>"$results/page.$1"
-  "$here/ratio" pipe 65536 "$seconds" 0 >>"$results/full.$1"
+  rate rr 64 "$seconds" 0 0 >>"$results/rr.$1"
+  rate pipe 1 "$seconds" 0 >>"$results/byte.$1"
+  rate pipe 4096 "$seconds" 0 >>"$results/page.$1"
+  rate pipe 65536 "$seconds" 0 >>"$results/full.$1"
 }
 
 for ((round = 0; round < rounds; round++)); do

@@ -1,58 +1,62 @@
 #!/usr/bin/env bash
-# run.sh [ROUNDS] [SECONDS]: the speed of fused connections as a ratio of plain
-# TCP, both measured in turn in the same run; medians of the rounds (make bench).
-# Inside isolate.sh only.
+# run.sh [--quick] FILE: measures plain TCP, fused connections and AF_UNIX stream
+# sockets in turn, in the same run, and writes FILE.json, which bench/report.jq turns
+# into a table (make bench, make bench-quick).  Inside isolate.sh only.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=bench/helpers.bash
 . "$here/helpers.bash"
 
-rounds=${1:-5} seconds=${2:-1} # iperf3 takes whole seconds
+# KIND HOW CONNECTIONS BYTES...: each on one processor and on two
+CASES=(
+  "rr blocking 1 1 64 1024 4096 16384 65536 262144"
+  "rr epoll 1 64 16384"
+  "rr epoll 16 64 16384"
+  "rr epoll 256 64 16384"
+  "stream blocking 1 64 256 1024 4096 16384 65536 131072 262144 1048576"
+  "connect blocking 1 64"
+)
+rounds=5 seconds=0.5
+if [[ ${1-} == --quick ]]; then
+  CASES=("rr blocking 1 64 16384" "stream blocking 1 64 16384 65536" "connect blocking 1 64")
+  rounds=3 seconds=0.3
+  shift
+fi
 last_cpu=$(($(nproc) - 1))
 make_cgroups
 "$here/../load.sh" --quiet --cgroup "$FUSED"
-trap '"$here/../unload.sh" --quiet' EXIT
+results=$(mktemp)
+trap 'rm -f "$results"; "$here/../unload.sh" --quiet' EXIT
 
-# one CGROUP CASE...: in that cgroup
+# one MODE KIND HOW CONNECTIONS BYTES CPU_A CPU_B: what load printed
 one() (
-  echo "$BASHPID" >"$1/cgroup.procs"
-  if [[ $2 == iperf3 ]]; then
-    iperf3_stream "$3" "$4"
-  else
-    exec "$here/ratio" "${@:2}"
-  fi
+  local options=(--connections "$4")
+  [[ $3 != epoll ]] || options+=(--epoll)
+  [[ $1 != unix ]] || options+=(--unix)
+  if [[ $1 == fused ]]; then echo "$BASHPID" >"$FUSED/cgroup.procs"; else echo "$BASHPID" >"$PLAIN/cgroup.procs"; fi
+  exec "$here/load" "${options[@]}" "$2" "$5" "$seconds" "$6" "$7"
 )
 
-printf '%s, %s processors, %s, median of %d rounds of %s s\n\n' \
-  "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "Linux $(uname -r)" "$rounds" "$seconds"
-printf '| %-6s | %8s | %-10s | %12s | %12s | %5s |\n' case bytes processors plain fused ratio
-printf '|---|---:|---|---:|---:|---:|\n'
-for case in "rr 64" "rr 1024" "rr 16384" "rr 65536" "rr 262144" \
-  "stream 64" "stream 1024" "stream 16384" "stream 65536" "stream 131072" "stream 262144" "stream 1048576" \
-  "iperf3 65536" "iperf3 131072"; do
-  read -r kind bytes <<<"$case"
-  for processors in one two free; do
-    case $processors in
-      one) cpus="0 0" ;;
-      two) cpus="0 $last_cpu" ;;
-      free) cpus= ;;
-    esac
-    # iperf3 is left to the scheduler, as its users do
-    [[ $kind == iperf3 && $processors == free || $kind != iperf3 && $processors != free ]] || continue
-    [[ $processors != two || $last_cpu != 0 ]] || continue
-    plain=() fused=() ratios=()
-    for ((round = 0; round < rounds; round++)); do
-      # shellcheck disable=SC2086 # words
-      {
-        plain+=("$(one "$PLAIN" $case "$seconds" $cpus)")
-        fused+=("$(one "$FUSED" $case "$seconds" $cpus)")
-      }
-      ratios+=("$(awk -v f="${fused[-1]}" -v p="${plain[-1]}" 'BEGIN { print f / p }')")
+# measure PROCESSORS CPU_A CPU_B KIND HOW CONNECTIONS BYTES
+measure() {
+  local round mode
+  [[ ! -t 2 ]] || printf '\r\033[K%s' "${*:4}, $1" >&2
+  for ((round = 0; round < rounds; round++)); do
+    for mode in plain fused unix; do
+      one "$mode" "${@:4}" "$2" "$3" | jq -c --arg processors "$1" --arg kind "$4" --arg how "$5" --argjson connections "$6" \
+        --argjson bytes "$7" --arg mode "$mode" '{$kind, $how, $connections, $bytes, $processors, $mode} + .' >>"$results"
     done
-    [[ $kind == rr ]] && unit=1 || unit=1e9
-    printf '| %-6s | %8s | %-10s | %12s | %12s | %5.2f |\n' "$kind" "$bytes" "$processors" \
-      "$(printf '%s\n' "${plain[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
-      "$(printf '%s\n' "${fused[@]}" | median | awk -v u="$unit" '{ printf u == 1 ? "%.0f /s" : "%.2f GB/s", $1 / u }')" \
-      "$(printf '%s\n' "${ratios[@]}" | median)"
+  done
+}
+
+for case in "${CASES[@]}"; do
+  read -r kind how connections sizes <<<"$case"
+  for bytes in $sizes; do
+    measure one 0 0 "$kind" "$how" "$connections" "$bytes"
+    [[ $last_cpu == 0 ]] || measure two 0 "$last_cpu" "$kind" "$how" "$connections" "$bytes"
   done
 done
+[[ ! -t 2 ]] || printf '\r\033[K' >&2
+jq -s --arg kernel "Linux $(uname -r)" --arg date "$(date -u +%F)" --argjson processors "$(nproc)" \
+  --arg processor "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" \
+  --argjson rounds "$rounds" --argjson seconds "$seconds" -f "$here/summarize.jq" "$results" >"$1"

@@ -51,6 +51,9 @@ serve() {
   wait_for 20 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
 }
 
+# The links of the guard's programs, that of the iterator apart.
+guard_links() { "$BPFTOOL" -j link show | jq '[.[] | select(.type == "tracing")] | length'; }
+
 no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" | jq -r '.[]')" ]; }
 
 # guarded: "PORT REASON" of each service that is remembered
@@ -68,11 +71,34 @@ proxied() {
 
 @test "the guard is attached by load.sh, left out by --no-guard, replaced by a second load" {
   load
-  [ "$("$BPFTOOL" -j link show | jq length)" -eq 6 ]
+  [ "$(guard_links)" -eq 6 ]
   load
-  [ "$("$BPFTOOL" -j link show | jq length)" -eq 6 ]
+  [ "$(guard_links)" -eq 6 ]
   load --no-guard
-  [ -z "$("$BPFTOOL" link show)" ]
+  [ "$(guard_links)" -eq 0 ]
+}
+
+@test "status.sh: the guard, what it has learned, a link of it that is missing, and the connections" {
+  local json
+  load
+  "$TRAFFIC" waitall
+  "$TRAFFIC" hold 2 60 >/dev/null 3>&- &
+  SERVERS=$!
+  four() { [ "$("$here/status.sh" --json 3>&- | jq .map.entries)" -eq 4 ]; }
+  wait_for 30 four
+  json=$("$here/status.sh" --json 3>&-)
+  echo "$json"
+  [ "$(jq -c '[.damage, .guard.loaded, .guard.services[0].reason]' <<<"$json")" = '[[],true,"recv_flags"]' ]
+  [ "$(jq -c '[.connections[] | .path, .backlog_bytes] | unique' <<<"$json")" = '[0,"fused"]' ]
+  kill "$SERVERS"
+  rm "$BPFFS/sockfuse/guard/guard_splice"
+  run "$here/status.sh" 3>&-
+  echo "$output"
+  [ "$status" -eq 4 ]
+  [ "${lines[0]}" = "damaged: $BPFFS/sockfuse/guard/guard_splice is missing; try: $here/load.sh" ]
+  load
+  "$here/status.sh" 3>&-
+  [ "$(guard_links)" -eq 6 ]
 }
 
 @test "a load that is killed while it attaches the guard: unload leaves nothing, the next load is whole" {
@@ -87,7 +113,7 @@ proxied() {
   assert_nothing_left
   [ -z "$("$BPFTOOL" link show)" ]
   load
-  [ "$("$BPFTOOL" -j link show | jq length)" -eq 6 ]
+  [ "$(guard_links)" -eq 6 ]
 }
 
 @test "a service that reads with MSG_WAITALL is remembered, and its next connection is plain TCP" {
