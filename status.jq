@@ -173,5 +173,5 @@ def prometheus:
     metric("fused_bytes_total"; "counter"; "Bytes that were fused."; ["", .counters.fused_bytes]),
     metric("fallback_messages_total"; "counter"; "Messages that went by TCP, by reason."; $fallback[] | select(.[2] | not)),
     metric("left_out_sockets_total"; "counter"; "Sockets that did not enter the map, by reason."; $fallback[] | select(.[2])),
-    metric("unfused_sockets_total"; "counter"; "Sockets that left the map for an edge-triggered reader."; ["", .counters.unfused_sockets])
+    metric("unfused_sockets_total"; "counter"; "Sockets that left the map, for an edge-triggered reader or as ends of a lasting stream of small writes."; ["", .counters.unfused_sockets])
   else empty end);

@@ -5,7 +5,7 @@ def places($n): . as $x | pow(10; $n) as $p | ($x * $p | round / $p) | tostring
 def amount($kind): if $kind == "stream" then "\(. / 1e9 | places(2)) GB/s" else "\(places(0)) /s" end;
 def interval: "\(.median | places(2)) (\(.low | places(2))–\(.high | places(2)))";
 
-"*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds of \(.seconds) s*",
+"*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds, medians*",
 "",
 "| case | bytes | on | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain | p99 µs, plain → fused |",
 "|---|---:|---|---:|---:|---:|---|---:|---:|---:|",

@@ -26,7 +26,7 @@ def summary:
 
 . as $rounds_of_all
 | {
-    $kernel, $processor, $processors, $date, $rounds, $seconds,
+    $kernel, $processor, $processors, $date, $rounds,
     cases: [
       reduce .[] as $one ([]; ($one | {kind, how, connections, bytes, processors}) as $case | if any(.[]; . == $case) then . else . + [$case] end)
       | .[] as $case

@@ -18,6 +18,7 @@
 #define TCP_KEEPINTVL 5
 #define RCV_SHUTDOWN 1
 #define PROBING_NS 1000000000
+#define LEAVING_NS 200000000
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -250,8 +251,11 @@ static __always_inline bool unfuse(struct tcp_sock *tp, struct tcp_sock *peer)
 	struct sk_psock *own = psock_of(tp), *others = psock_of(peer);
 	struct pair_key key = peer_key(tp);
 
-	if (!others)
+	if (!others) { /* nobody is inside who could bring a message to this end */
+		if (own && no_fused_bytes(own))
+			take_out_own(tp);
 		return true;
+	}
 	if (!own || !no_fused_bytes(own) || !may_leave(others))
 		return false;
 	if (!take_out(&key) || READ(others, refcnt.refs.counter))
@@ -379,6 +383,9 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
 	if (direction && direction->seam && direction->peer)
 		mend_as_sender(tp, direction);
+	if (direction && direction->leaving_since && direction->peer &&
+	    bpf_ktime_get_ns() - direction->leaving_since > LEAVING_NS)
+		unfuse(tp, direction->peer);
 	nothing = nothing_fused(set, tp);
 	if (nothing)
 		leave_if_never_fused(tp);

@@ -122,7 +122,7 @@ struct counters {
 	u64 ends_guarded;	/* their service is in fuse_guarded */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
-	u64 ends_unfused; /* taken out again, for an edge-triggered reader */
+	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */
 };
 
 struct {
@@ -144,9 +144,11 @@ struct direction {
 	struct tcp_sock *peer;
 	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
 	u64 returned;
-	u32 waiting; /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
-	u16 stream;  /* so many small messages go by TCP once nothing waits */
-	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u32 waiting;  /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
+	u16 stream;   /* so many small messages go by TCP once nothing waits */
+	u32 streamed; /* small messages by TCP, less those that were fused since */
+	u8 seam; /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u64 leaving_since; /* ktime since which all goes by TCP, to leave the map; or 0 */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* the three as the application had set them */
 	int keepidle;

@@ -256,3 +256,21 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   [ "$(counter tcp_peer_unknown)" -le 2 ]
   [ "$(counter fused_bytes)" -eq "$(value bytes)" ]
 }
+
+@test "a stream of small writes that lasts leaves the map; no byte is lost or out of order" {
+  load
+  run timeout 200 "$TRAFFIC" leave 8 300000
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  (($(counter fused_bytes) > 0))
+  (($(counter ends_unfused) >= 4))
+}
+
+@test "a dialogue of small messages stays in the map" {
+  load
+  "$here/bench/load" rr 100 2 0 0 >/dev/null
+  "$here/bench/load" --epoll --connections 4 rr 1000 2 0 0 >/dev/null
+  counters
+  (($(counter fused_messages) > 40000))
+  [ "$(counter ends_unfused)" -eq 0 ]
+}

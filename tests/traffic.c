@@ -1121,6 +1121,112 @@ static int run_edge(char **args)
 }
 
 /*
+ * leave CONNECTIONS MESSAGES: on each connection so many small messages one way, as
+ * fast as they go.  On every other one the reader blocks; on the rest it polls, and
+ * answers now and then from another thread.
+ */
+struct leave_job {
+	int pair[2], number, messages;
+	bool polls;
+	uint64_t bytes;
+};
+
+static void *leave_writer(void *argument)
+{
+	struct leave_job *job = argument;
+	unsigned int sizes = job->number + 1;
+	uint64_t sent = 0;
+
+	for (int i = 0; i < job->messages; i++) {
+		size_t n = 1 + rand_r(&sizes) % 200;
+
+		send_all(job->pair[0], bytes_at(job->number, sent), n);
+		sent += n;
+	}
+	job->bytes = sent;
+	shutdown(job->pair[0], SHUT_WR);
+	return NULL;
+}
+
+/* Until the end of the stream; returns how much came. */
+static uint64_t leave_read(int fd, bool polls, unsigned int stream)
+{
+	unsigned char buffer[8192];
+	uint64_t got = 0;
+
+	for (;;) {
+		struct pollfd ready = { .fd = fd, .events = POLLIN };
+		ssize_t n;
+
+		if (polls && poll(&ready, 1, 20000) != 1)
+			fail("stream %u: nothing for 20 s", stream);
+		n = recv(fd, buffer, sizeof(buffer), polls ? MSG_DONTWAIT : 0);
+		if (n < 0 && polls && errno == EAGAIN)
+			continue;
+		if (n < 0)
+			fail("stream %u: recv", stream);
+		if (!n)
+			return got;
+		check_bytes(buffer, stream, got, n);
+		got += n;
+	}
+}
+
+static void *leave_reader(void *argument)
+{
+	struct leave_job *job = argument;
+
+	return (void *)leave_read(job->pair[1], job->polls, job->number);
+}
+
+static void *leave_answers(void *argument)
+{
+	struct leave_job *job = argument;
+
+	for (int i = 0; i < 500; i++) {
+		send_all(job->pair[1], bytes_at(job->number + 1, i * 100), 100);
+		usleep(2000);
+	}
+	shutdown(job->pair[1], SHUT_WR);
+	return NULL;
+}
+
+static int run_leave(char **args)
+{
+	int n = atoi(args[0]);
+	struct leave_job *jobs = calloc(n, sizeof(*jobs));
+	pthread_t(*threads)[3] = calloc(n, sizeof(*threads));
+	uint64_t bytes = 0;
+
+	for (int i = 0; i < n; i++) {
+		jobs[i] = (struct leave_job){ .number = i,
+					      .messages = atoi(args[1]),
+					      .polls = i % 2 };
+		make_pair(jobs[i].pair);
+		if (pthread_create(&threads[i][0], NULL, leave_reader, &jobs[i]) ||
+		    pthread_create(&threads[i][1], NULL, leave_writer, &jobs[i]) ||
+		    (jobs[i].polls &&
+		     pthread_create(&threads[i][2], NULL, leave_answers, &jobs[i])))
+			fail("pthread_create");
+	}
+	for (int i = 0; i < n; i++) {
+		void *got;
+
+		if (jobs[i].polls &&
+		    leave_read(jobs[i].pair[0], true, jobs[i].number + 1) != 50000)
+			fail("answers are missing");
+		pthread_join(threads[i][0], &got);
+		pthread_join(threads[i][1], NULL);
+		if ((uint64_t)got != jobs[i].bytes)
+			fail("stream %d: %llu bytes of %llu", i, (unsigned long long)got,
+			     (unsigned long long)jobs[i].bytes);
+		bytes += jobs[i].bytes;
+	}
+	printf("bytes=%llu\n", (unsigned long long)bytes);
+	return 0;
+}
+
+/*
  * steps: one connection whose client sends and whose server reads, as lines on
  * standard input say, each answered with "ok":
  *	send N [TIMES]	in one send() each
@@ -1240,10 +1346,12 @@ int main(int argc, char **argv)
 		return run_repair();
 	if (argc == 2 && !strcmp(argv[1], "shutdown"))
 		return run_shutdown();
+	if (argc == 4 && !strcmp(argv[1], "leave"))
+		return run_leave(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "steps"))
 		return run_steps();
 	fprintf(stderr, "usage: traffic "
 			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown|steps ...\n");
+			"mptcp|repair|shutdown|leave|steps ...\n");
 	return 2;
 }
