@@ -24,7 +24,7 @@ OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o bpf
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
 COMMANDS := load unload status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/demo.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
@@ -35,7 +35,7 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench bench-quick semantics semantics-kernels fuzz lint clean
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench bench-quick benchmarks semantics semantics-kernels fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -97,6 +97,11 @@ bench bench-quick: objects helpers
 	$(Q)./deps.sh load check
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
 	$(Q)jq -r -f bench/report.jq $(BENCH)
+
+# Writes docs/benchmarks.md and its plots from $(BENCH).
+benchmarks:
+	$(Q)./deps.sh bench
+	$(Q)bench/document.sh $(BENCH) docs
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:

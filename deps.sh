@@ -7,12 +7,12 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [check] [vm] [lint] [deb] [rpm]
+Usage: deps.sh [load] [check] [vm] [lint] [deb] [rpm] [bench]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
 sockfuse (load), to run its tests here (check) or in a virtual machine (vm), to
-check its style (lint), or to make packages (deb, rpm).  The command is printed
-before it is run.
+check its style (lint), or to make packages (deb, rpm) or
+plots (bench).  The command is printed before it is run.
 
   --help    this text
 
@@ -44,6 +44,7 @@ check  dpkg-deb                    dpkg          dpkg           dpkg            
 check  rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 deb    dpkg-deb                    dpkg          dpkg           dpkg            dpkg
 rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
+bench  gnuplot                     gnuplot-nox   gnuplot        gnuplot         gnuplot
 vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
@@ -89,7 +90,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | check | vm | lint | deb | rpm) ;;
+    load | check | vm | lint | deb | rpm | bench) ;;
     --help)
       usage
       exit 0
