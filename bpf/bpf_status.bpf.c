@@ -29,8 +29,11 @@ static __always_inline bool is_directions(struct bpf_map *map)
 	return READ(map, value_size) == sizeof(struct direction);
 }
 
-static __always_inline struct direction *direction_in(struct bpf_local_storage *storage)
+/* A copy; as new if the socket has none. */
+static __always_inline struct direction direction_of(struct tcp_sock *tp)
 {
+	struct bpf_local_storage *storage = READ(sk_of(tp), sk_bpf_storage);
+	struct direction direction = {};
 	struct hlist_node *node = READ(storage, list.first);
 
 	for (int i = 0; i < MAX_STORAGES && node; i++) {
@@ -39,13 +42,17 @@ static __always_inline struct direction *direction_in(struct bpf_local_storage *
 			bpf_core_field_offset(struct bpf_local_storage_elem, snode);
 		struct bpf_map *map = &READ(elem, sdata.smap)->map;
 
-		if (is_directions(map))
-			return (void *)elem +
-			       bpf_core_field_offset(struct bpf_local_storage_elem,
-						     sdata.data);
+		if (is_directions(map)) {
+			bpf_probe_read_kernel(
+				&direction, sizeof(direction),
+				(void *)elem + bpf_core_field_offset(
+						       struct bpf_local_storage_elem,
+						       sdata.data));
+			break;
+		}
 		node = READ(node, next);
 	}
-	return NULL;
+	return direction;
 }
 
 /* ADDRESS:PORT as ss(8) writes it; port: host byte order, the rest: network. */
@@ -78,12 +85,12 @@ static __always_inline u32 fused_backlog(struct tcp_sock *tp, struct sk_psock *p
 
 /* How its last message went: -1 if it has sent none, else OUTCOME(). */
 static __always_inline int last_outcome(struct sk_psock *psock,
-					struct direction *direction)
+					const struct direction *direction)
 {
 	bool fused = true;
 
-	if (direction && READ(direction, outcome))
-		return READ(direction, outcome);
+	if (direction->outcome)
+		return direction->outcome;
 	if (bpf_core_field_exists(psock->redir_ingress))
 		fused = READ(psock, redir_ingress);
 	return fused ? FUSED : -1;
@@ -99,9 +106,8 @@ static __always_inline void print_socket(struct seq_file *seq, struct tcp_sock *
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
 	struct sk_psock *psock = psock_of(tp);
-	struct direction *direction = direction_in(READ(sk_of(tp), sk_bpf_storage));
+	struct direction direction = direction_of(tp);
 	struct pair_key peer = peer_key(tp);
-	u64 since = direction ? READ(direction, since) : 0;
 
 	print_end(seq, common->skc_family, common->skc_rcv_saddr,
 		  &common->skc_v6_rcv_saddr, common->skc_num);
@@ -111,11 +117,11 @@ static __always_inline void print_socket(struct seq_file *seq, struct tcp_sock *
 		       bpf_get_socket_cookie(sk_of(tp)));
 	print_key(seq, stored);
 	print_key(seq, &peer);
-	BPF_SEQ_PRINTF(seq, "%d\t%u", last_outcome(psock, direction),
+	BPF_SEQ_PRINTF(seq, "%d\t%u", last_outcome(psock, &direction),
 		       fused_backlog(tp, psock));
-	if (since)
-		BPF_SEQ_PRINTF(seq, "\t%llu\t%llu", READ(direction, fused_bytes),
-			       (bpf_ktime_get_ns() - since) / NS_PER_S);
+	if (direction.since)
+		BPF_SEQ_PRINTF(seq, "\t%llu\t%llu", direction.fused_bytes,
+			       (bpf_ktime_get_ns() - direction.since) / NS_PER_S);
 	BPF_SEQ_PRINTF(seq, "\n");
 }
 

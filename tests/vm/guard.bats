@@ -80,12 +80,13 @@ proxied() {
 
 @test "status.sh: the guard, what it has learned, a link of it that is missing, and the connections" {
   local json
-  load
+  run "$here/load.sh" 3>&-
+  [[ $output != *"lists no connections"* ]]
   "$TRAFFIC" waitall
-  "$TRAFFIC" hold 2 60 >/dev/null 3>&- &
+  "$TRAFFIC" hold 2 600 >/dev/null 3>&- &
   SERVERS=$!
   four() { [ "$("$here/status.sh" --json 3>&- | jq .map.entries)" -eq 4 ]; }
-  wait_for 30 four
+  wait_for 200 four
   json=$("$here/status.sh" --json 3>&-)
   echo "$json"
   [ "$(jq -c '[.damage, .guard.loaded, .guard.services[0].reason]' <<<"$json")" = '[[],true,"recv_flags"]' ]
