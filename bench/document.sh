@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# document.sh RESULTS DIRECTORY: writes benchmarks.md and its plots, SVG and PNG, into
-# the directory, from what run.sh measured (make benchmarks).
+# document.sh RESULTS DIRECTORY: writes benchmarks.md, its plots, SVG and PNG, and the
+# results into the directory, from what run.sh measured (make benchmarks).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 results=$1 directory=$2
@@ -46,7 +46,7 @@ plot throughput "One way, two processors" "GB/s" "/1e9"
 # Benchmarks
 
 Written by `make benchmarks` from one run of `make bench`, which measures plain TCP over loopback, fused connections, and AF_UNIX
-stream sockets in turn. `rr` is a request and an answer of as many bytes, `stream` is writes one way, `connect` is connections
+stream sockets in turn ([numbers](benchmarks.json)). `rr` is a request and an answer of as many bytes, `stream` is writes one way, `connect` is connections
 with one request each; with `epoll` N connections are served by one event loop on each side, otherwise each by a thread. Both
 ends on one processor, or each on its own. Ratios above 1 are faster; the interval is Student's, of the logarithms of the rounds'
 ratios. *CPU* is the processor time of both processes for the same work. These processors are shared with other machines,
@@ -73,3 +73,4 @@ processor has its writer run ahead of its reader until the bytes have left the c
 the sockhash and for the RCU work of leaving it.
 END
 } >"$directory/benchmarks.md"
+jq . "$results" >"$directory/benchmarks.json"
