@@ -182,6 +182,40 @@ static __always_inline void forget_marks(struct tcp_sock *tp)
 	bpf_map_delete_elem(&fuse_marks, &cookie);
 }
 
+static __always_inline void set_option(struct bpf_sock_ops *skops, int level, int option,
+				       int value)
+{
+	bpf_setsockopt(skops, level, option, &value, sizeof(value));
+}
+
+static __always_inline void stop_probing(struct bpf_sock_ops *skops,
+					 struct direction *direction)
+{
+	direction->probing_since = 0;
+	set_option(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
+	set_option(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
+	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
+}
+
+/*
+ * What was known of the old connection, its peer's address above all: with that,
+ * unfuse() could take the new one out under its peer's hands.
+ */
+static __always_inline void forget_direction(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct direction *direction;
+
+	if (!sk)
+		return;
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
+	if (!direction) /* as good as every connect() */
+		return;
+	if (direction->probing_since)
+		stop_probing(skops, direction);
+	bpf_sk_storage_delete(&fuse_directions, sk);
+}
+
 /*
  * connect(AF_UNSPEC) leaves a socket in the map, with what it has not read:
  * connected again, it would read the old connection's bytes as the new one's.
@@ -193,7 +227,8 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct pair_key key;
 
-	if (!tp || !stored_key(tp, &key)) /* as good as every connect() */
+	forget_direction(skops);
+	if (!tp || !stored_key(tp, &key))
 		return;
 	bpf_map_delete_elem(&sock_ops_map, &key);
 	forget_marks(tp);
@@ -275,12 +310,6 @@ static __always_inline bool leave(struct tcp_sock *tp)
 	return !psock_of(tp);
 }
 
-static __always_inline void set_option(struct bpf_sock_ops *skops, int level, int option,
-				       int value)
-{
-	bpf_setsockopt(skops, level, option, &value, sizeof(value));
-}
-
 /* mend_seam() runs again each second, before the segment of tcp_keepalive_timer(). */
 static __always_inline void start_probing(struct bpf_sock_ops *skops)
 {
@@ -302,15 +331,6 @@ static __always_inline void start_probing(struct bpf_sock_ops *skops)
 	set_option(skops, SOL_TCP, TCP_KEEPIDLE, 1);
 	set_option(skops, SOL_TCP, TCP_KEEPINTVL, 1);
 	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, 1);
-}
-
-static __always_inline void stop_probing(struct bpf_sock_ops *skops,
-					 struct direction *direction)
-{
-	direction->probing_since = 0;
-	set_option(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
-	set_option(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
-	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
 }
 
 /* TCP bytes that the reader has not taken; a FIN is none. */

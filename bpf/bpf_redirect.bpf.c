@@ -491,8 +491,12 @@ int bpf_redir(struct sk_msg_md *msg)
 	u32 outcome;
 
 	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
-	if (!set || !set->fuse || !own) {
+	if (!set || !set->fuse) {
 		COUNT(tcp_switched_off);
+		return SK_PASS;
+	}
+	if (!own) {
+		COUNT(tcp_socket_state);
 		return SK_PASS;
 	}
 	direction =

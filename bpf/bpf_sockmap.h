@@ -387,7 +387,7 @@ static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key
 
 /*
  * Repair mode (tcp_repair in tcp(7)) chooses its own sequence numbers; an
- * upper-layer protocol (kTLS, an MPTCP subflow, SMC direction) changes what
+ * upper-layer protocol (kTLS, an MPTCP subflow, SMC fallback) changes what
  * the bytes mean.
  */
 static __always_inline bool not_plain_tcp(struct tcp_sock *tp)

@@ -266,6 +266,22 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   (($(counter ends_unfused) >= 4))
 }
 
+@test "a socket that is connected anew after such a stream begins anew: its dialogue is fused" {
+  local line before
+  load
+  coproc AGAIN { exec "$TRAFFIC" again 400000 3>&-; }
+  SERVER=$AGAIN_PID
+  read -r -t 60 line <&"${AGAIN[0]}"
+  before=$(counters)
+  echo "$before"
+  (($(counter ends_unfused "$before") > 0)) # the stream had left
+  echo >&"${AGAIN[1]}"
+  wait "$SERVER"
+  SERVER=
+  counters
+  (($(counter fused_messages) - $(counter fused_messages "$before") == 200))
+}
+
 @test "a dialogue of small messages stays in the map" {
   load
   "$here/bench/load" rr 100 2 0 0 >/dev/null

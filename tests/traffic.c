@@ -1227,6 +1227,49 @@ static int run_leave(char **args)
 }
 
 /*
+ * again MESSAGES: so many small messages one way, until both ends have left the map;
+ * a line on standard input later connect(AF_UNSPEC), and with the same socket a
+ * dialogue of 200 messages on a new connection.
+ */
+static int run_again(char **args)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port);
+	struct sockaddr none = { .sa_family = AF_UNSPEC };
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", port, &address);
+	struct leave_job job = { .messages = atoi(args[0]), .polls = true };
+	unsigned char buffer[100];
+	pthread_t reader;
+	char line[16];
+	void *got;
+
+	make_pair_at(listener, port, job.pair);
+	if (pthread_create(&reader, NULL, leave_reader, &job))
+		fail("pthread_create");
+	leave_writer(&job);
+	pthread_join(reader, &got);
+	close(job.pair[1]);
+	printf("streamed\n");
+	fflush(stdout);
+	if (!fgets(line, sizeof(line), stdin))
+		return 1;
+	if ((uint64_t)got != job.bytes || connect(job.pair[0], &none, sizeof(none)) ||
+	    connect(job.pair[0], (void *)&address, length))
+		fail("again");
+	job.pair[1] = accept(listener, NULL, NULL);
+	for (int i = 0; i < 100; i++) {
+		send_all(job.pair[0], bytes_at(1, i), sizeof(buffer));
+		recv_all(job.pair[1], buffer, sizeof(buffer));
+		check_bytes(buffer, 1, i, sizeof(buffer));
+		send_all(job.pair[1], bytes_at(2, i), sizeof(buffer));
+		recv_all(job.pair[0], buffer, sizeof(buffer));
+		check_bytes(buffer, 2, i, sizeof(buffer));
+	}
+	printf("bytes=%llu\n", (unsigned long long)job.bytes);
+	return 0;
+}
+
+/*
  * steps: one connection whose client sends and whose server reads, as lines on
  * standard input say, each answered with "ok":
  *	send N [TIMES]	in one send() each
@@ -1348,10 +1391,12 @@ int main(int argc, char **argv)
 		return run_shutdown();
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
+	if (argc == 3 && !strcmp(argv[1], "again"))
+		return run_again(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "steps"))
 		return run_steps();
 	fprintf(stderr, "usage: traffic "
 			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown|leave|steps ...\n");
+			"mptcp|repair|shutdown|leave|again|steps ...\n");
 	return 2;
 }
