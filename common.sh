@@ -55,6 +55,13 @@ die() {
   exit "$1"
 }
 
+# last_option OPTION: what every script takes, after its own: --help, and no other
+last_option() {
+  [[ $1 == --help ]] || die "$EX_USAGE" "unknown option: $1" "see: $0 --help"
+  usage
+  exit 0
+}
+
 say() {
   [[ $QUIET ]] || printf '%s\n' "$*"
 }

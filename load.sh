@@ -71,11 +71,7 @@ parse_arguments() {
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
       --quiet) QUIET=1 ;;
-      --help)
-        usage
-        exit 0
-        ;;
-      *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+      *) last_option "$1" ;;
     esac
     shift
   done

@@ -56,11 +56,7 @@ parse_arguments() {
         TOP=$2
         shift
         ;;
-      --help)
-        usage
-        exit 0
-        ;;
-      *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+      *) last_option "$1" ;;
     esac
     shift
   done

@@ -52,11 +52,7 @@ stop() {
 
 case ${1-} in
   '') ;;
-  --help)
-    usage
-    exit 0
-    ;;
-  *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+  *) last_option "$1" ;;
 esac
 need_root "$@"
 need_bpftool

@@ -21,11 +21,7 @@ EOF
 }
 
 case ${1-} in
-  --help)
-    usage
-    exit 0
-    ;;
-  -*) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+  -*) last_option "$1" ;;
 esac
 need_root "$@"
 need_command tcpdump tcpdump

@@ -26,11 +26,7 @@ parse_arguments() {
   while (($#)); do
     case $1 in
       --quiet) QUIET=1 ;;
-      --help)
-        usage
-        exit 0
-        ;;
-      *) die "$EX_USAGE" "unknown option: $1" "see: $0 --help" ;;
+      *) last_option "$1" ;;
     esac
     shift
   done

@@ -96,6 +96,7 @@ put_in_order() {
   if (($1 % 2)); then
     load
     assert_on
+    "$here/status.sh" >/dev/null 3>&- # it is whole
   else
     unload --quiet
     assert_nothing_left
