@@ -24,15 +24,16 @@ OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_guard.bpf.o bpf
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
 COMMANDS := load unload status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh load.sh unload.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/demo.sh bench/document.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
-# What tests/apps.bats runs, what tests/package.bats and tests/status.bats check
+# What tests/apps.bats and make bench run, what tests/package.bats and tests/status.bats check
 # with or install beside, and what tests need in an emulated machine.
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
-	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus
+	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
+	wrk sockperf
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 
 .PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck bench bench-quick benchmarks semantics semantics-kernels fuzz lint clean
@@ -91,17 +92,19 @@ vmcheck: objects helpers
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
 	$(Q)tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/guard.bats
 
-# About 7 minutes, and about one; BENCH is where the result goes.
+# About 12 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
 bench bench-quick: objects helpers
 	$(Q)./deps.sh load check
+	$(Q)$(if $(filter bench,$@),tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true) # run.sh says what it leaves out
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
 	$(Q)jq -r -f bench/report.jq $(BENCH)
 
-# Writes docs/benchmarks.md and its plots from $(BENCH).
-benchmarks:
-	$(Q)./deps.sh bench
-	$(Q)bench/document.sh $(BENCH) docs
+# Writes docs/benchmarks.md and its plots from $(BENCH) and from a profile.
+benchmarks: objects helpers
+	$(Q)./deps.sh load check bench
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/profile.sh bench/profile.md
+	$(Q)bench/document.sh $(BENCH) bench/profile.md docs
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:

@@ -11,8 +11,8 @@ Usage: deps.sh [load] [check] [vm] [lint] [deb] [rpm] [bench]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
 sockfuse (load), to run its tests here (check) or in a virtual machine (vm), to
-check its style (lint), or to make packages (deb, rpm) or
-plots (bench).  The command is printed before it is run.
+check its style (lint), or to make packages (deb, rpm) or the page of benchmarks
+(bench).  The command is printed before it is run.
 
   --help    this text
 
@@ -45,6 +45,7 @@ check  rpmbuild                    rpm           rpm-build      rpm-build       
 deb    dpkg-deb                    dpkg          dpkg           dpkg            dpkg
 rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 bench  gnuplot                     gnuplot-nox   gnuplot        gnuplot         gnuplot
+bench  perf                        linux-perf    perf           perf            perf
 vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck

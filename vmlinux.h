@@ -95,6 +95,16 @@ struct inode {
 	unsigned short i_mode;
 };
 
+/* linux/pipe_fs_i.h, linux/sched.h */
+struct pipe_inode_info {
+	unsigned int head;
+	unsigned int tail;
+};
+
+struct task_struct {
+	struct pipe_inode_info *splice_pipe;
+};
+
 struct file {
 	unsigned int f_flags;
 	struct inode *f_inode;

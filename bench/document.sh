@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# document.sh RESULTS DIRECTORY: writes benchmarks.md, its plots, SVG and PNG, and the
-# results into the directory, from what run.sh measured (make benchmarks).
+# document.sh RESULTS PROFILE DIRECTORY: writes benchmarks.md, its plots, SVG and PNG,
+# and the results into the directory, from what run.sh measured and profile.sh saw (make
+# benchmarks).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-results=$1 directory=$2
+results=$1 profile=$2 directory=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # rows KIND FIELD: bytes and that field of plain, fused and Unix sockets, two processors
 rows() {
   jq -r --arg kind "$1" --arg field "$2" '.cases[]
-    | select(.kind == $kind and .how == "blocking" and .processors == "two")
+    | select(.kind == $kind and (.how == "blocking" or .how == "lasting") and .processors == "two")
     | [.bytes, .plain[$field], .fused[$field], .unix[$field]] | @tsv' "$results"
 }
 
@@ -46,11 +47,11 @@ plot throughput "One way, two processors" "GB/s" "/1e9"
 # Benchmarks
 
 Written by `make benchmarks` from one run of `make bench`, which measures plain TCP over loopback, fused connections, and AF_UNIX
-stream sockets in turn ([numbers](benchmarks.json)). `rr` is a request and an answer of as many bytes, `stream` is writes one way, `connect` is connections
+stream sockets in turn ([numbers](benchmarks.json)). `rr` is a request and an answer of as many bytes, `stream` is writes one way (once 0.6 s have passed), `connect` is connections
 with one request each; with `epoll` N connections are served by one event loop on each side, otherwise each by a thread. Both
-ends on one processor, or each on its own. Ratios above 1 are faster; the interval is Student's, of the logarithms of the rounds'
-ratios. *CPU* is the processor time of both processes for the same work. These processors are shared with other machines,
-which the intervals show.
+ends on one processor, or each on its own; applications where the scheduler puts them. Ratios above 1 are faster; the interval is
+Student's, of the logarithms of the rounds' ratios. *CPU* is the processor time of all processes for the same work. These
+processors are shared with other machines, which the intervals show.
 
 END
   jq -r -f "$here/report.jq" "$results"
@@ -67,10 +68,29 @@ END
     | "- \(.kind), \(.bytes) bytes, on \(.processors) processor\(if .processors == "two" then "s" else "" end): \(.fused_to_plain.median * 100 | round / 100) (\(.fused_to_plain.low * 100 | round / 100)–\(.fused_to_plain.high * 100 | round / 100))"' "$results"
   cat <<'END'
 
-A stream of writes below 48 KB begins in the sockhash, where each write costs two to four times what TCP takes, and leaves it
-after 16,384 messages and 0.2 s; a run of one second therefore shows the beginning too. A stream of larger writes on one
-processor has its writer run ahead of its reader until the bytes have left the cache. A short connection pays for entering
-the sockhash and for the RCU work of leaving it.
+Why, as the profiles below show it, and what was tried:
+
+- **Short connections** pay for entering the sockhash: a psock for each end, and two pieces of RCU work when it leaves, which also keep
+  the closed sockets' memory from being used again while the cache still has it. With the sockops program attached and nothing entering
+  the map the same connections have 0.98 of plain TCP. Without the callbacks for state changes and for segments nothing measurable is
+  gained (0.89 either way); per-socket storage was 8 points more and is made only for what lasts. What closes soon is better left out:
+  `--exclude-port`.
+- **A stream of small writes** begins in the sockhash, where a write costs two to four times what it costs TCP, which merges them. It leaves after
+  16,384 messages and 0.2 s without fusing. Before that it may have a third of TCP's speed.
+- **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go by TCP, and after 64 of them the
+  connection leaves the map; the runs of 2 s show that beginning too. On a service that sends large files with a
+  new connection for each, `--exclude-port` spares it.
+- **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message of its own with pages of its own, which the reader
+  takes 8 KB at a time. Blocks of more than 32 KB come back warm from the allocator (below), these cannot be gathered into one.
+- **Bulk on one processor**: the writer runs ahead of its reader until the bytes have left the cache. A backlog limited to 256 KB, or to 1 MB, made
+  it worse (0.83 and 0.69 at 64 KB): what is beyond the limit goes by TCP and fills TCP's buffers. Not gathering a message into one block of
+  pages made it worse too (1.08 in place of 1.8 at 256 KB).
+
+## Where the time goes
+
+Flame graphs as text: each function under its caller, with the share of samples (perf, processor clock, one processor, all of
+it busy) that it and what it calls have; below 3 % is left out.
 END
+  cat "$profile"
 } >"$directory/benchmarks.md"
 jq . "$results" >"$directory/benchmarks.json"

@@ -6,9 +6,9 @@ median() {
 }
 
 # Sockets of processes in these two are plain TCP and fused; nothing may be on above.
-PLAIN=/sys/fs/cgroup/plain FUSED=/sys/fs/cgroup/fused
+PLAIN=/sys/fs/cgroup/plain FUSED=/sys/fs/cgroup/fused UNIX=/sys/fs/cgroup/unix
 make_cgroups() {
-  mkdir "$PLAIN" "$FUSED"
+  mkdir "$PLAIN" "$FUSED" "$UNIX"
   if "${BPFTOOL:-bpftool}" cgroup show "$PLAIN" effective | grep -qw cgroup_sock_ops; then
     echo "${0##*/}: sockfuse is on in a cgroup above, so nothing here is plain TCP; try: sudo ./unload.sh" >&2
     exit 6

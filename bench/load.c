@@ -8,6 +8,9 @@
  *	--unix		AF_UNIX stream sockets instead of TCP over 127.0.0.1
  *	--epoll		event loops instead of a thread for each connection
  *	--connections N	so many at a time (1)
+ *	--after S	of a stream: what comes before so many seconds does not count
+ *	--netns FILE	the end that listens is in this network namespace (setns(2))
+ *	--address A	and has this address, of IPv4
  * load pipe SIZE SECONDS CPU: writes of SIZE bytes into a pipe, read again.
  *
  * Prints a JSON object: per_second (transactions, connections, or bytes of a
@@ -15,7 +18,9 @@
  * p50_us, p99_us and p999_us.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -42,9 +47,13 @@
 
 static bool unix_sockets, event_loops;
 static int connections = 1;
+static const char *netns, *listens_on = "127.0.0.1";
 static enum { RR, STREAM, CONNECT, PIPE } kind;
 static size_t size;
-static uint64_t deadline; /* ns */
+static uint64_t measured_from, deadline; /* ns */
+static double after;
+static pid_t server;
+static double cpu_before; /* seconds */
 static char buffer[BUFFER];
 
 static void __attribute__((noreturn)) fail(const char *what)
@@ -108,6 +117,21 @@ static double percentile_us(double share)
 	return 0;
 }
 
+static double cpu_seconds(pid_t pid)
+{
+	struct timespec t;
+	clockid_t clock;
+
+	if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t))
+		fail("clock_getcpuclockid");
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static double cpu_of_both(void)
+{
+	return cpu_seconds(0) + (server ? cpu_seconds(server) : 0);
+}
+
 /* false at the end of the stream, or once time is up and the peer has gone */
 static bool write_all(int fd)
 {
@@ -158,7 +182,8 @@ static int listen_somewhere(void)
 		address_length = sizeof(sa_family_t);
 	} else {
 		address.in.sin_family = AF_INET;
-		address.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		if (inet_pton(AF_INET, listens_on, &address.in.sin_addr) != 1)
+			fail(listens_on);
 		address_length = sizeof(address.in);
 	}
 	if (bind(fd, &address.any, address_length) || listen(fd, 1024))
@@ -195,7 +220,10 @@ static void ask(int fd)
 		if (!write_all(fd) || (kind != STREAM && !read_all(fd)))
 			fail("the other end has gone");
 		end = now_ns();
-		record(start, end);
+		if (start >= measured_from)
+			record(start, end);
+		else if (end >= measured_from)
+			cpu_before = cpu_of_both();
 		start = end;
 	} while (end < deadline);
 	close(fd);
@@ -350,6 +378,20 @@ static void connect_and_ask(void)
 	} while (end < deadline);
 }
 
+/* The listener in its network namespace, and then back. */
+static int listen_there(void)
+{
+	int here = open("/proc/self/ns/net", O_RDONLY), listener;
+	int there = netns ? open(netns, O_RDONLY) : here;
+
+	if (setns(there, CLONE_NEWNET))
+		fail("setns");
+	listener = listen_somewhere();
+	if (setns(here, CLONE_NEWNET))
+		fail("setns");
+	return listener;
+}
+
 static void run_pipe(void)
 {
 	int ends[2];
@@ -366,18 +408,10 @@ static void run_pipe(void)
 	}
 }
 
-static double cpu_seconds(int who)
+static void print_result(void)
 {
-	struct rusage usage;
-
-	getrusage(who, &usage);
-	return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec +
-	       (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
-}
-
-static void print_result(uint64_t start, double cpu)
-{
-	double seconds = (now_ns() - start) / 1e9;
+	double seconds = (now_ns() - measured_from) / 1e9,
+	       cpu = cpu_of_both() - cpu_before;
 	double amount = transactions * (kind == STREAM ? (double)size : 1);
 
 	printf("{\"per_second\": %.0f, \"cpu_seconds\": %.4f", amount / seconds,
@@ -390,19 +424,24 @@ static void print_result(uint64_t start, double cpu)
 
 static int __attribute__((noreturn)) usage(void)
 {
-	fprintf(stderr, "usage: load [--unix] [--epoll] [--connections N] "
-			"rr|stream|connect SIZE SECONDS CPU_A CPU_B\n"
+	fprintf(stderr, "usage: load [--unix] [--epoll] [--connections N] [--after S] "
+			"[--netns FILE] [--address A]\n"
+			"            rr|stream|connect SIZE SECONDS CPU_A CPU_B\n"
 			"       load pipe SIZE SECONDS CPU\n");
 	exit(2);
 }
 
 static void parse(int argc, char **argv)
 {
-	static const struct option options[] = { { "unix", no_argument, NULL, 'u' },
-						 { "epoll", no_argument, NULL, 'e' },
-						 { "connections", required_argument, NULL,
-						   'c' },
-						 {} };
+	static const struct option options[] = {
+		{ "unix", no_argument, NULL, 'u' },
+		{ "epoll", no_argument, NULL, 'e' },
+		{ "connections", required_argument, NULL, 'c' },
+		{ "after", required_argument, NULL, 's' },
+		{ "netns", required_argument, NULL, 'n' },
+		{ "address", required_argument, NULL, 'a' },
+		{}
+	};
 	static const char *const kinds[] = { "rr", "stream", "connect", "pipe" };
 	int option, i;
 
@@ -413,6 +452,12 @@ static void parse(int argc, char **argv)
 			event_loops = true;
 		else if (option == 'c')
 			connections = atoi(optarg);
+		else if (option == 's')
+			after = atof(optarg);
+		else if (option == 'n')
+			netns = optarg;
+		else if (option == 'a')
+			listens_on = optarg;
 		else
 			usage();
 	}
@@ -425,20 +470,20 @@ static void parse(int argc, char **argv)
 	kind = i;
 	size = atol(argv[1]);
 	if (size < 1 || size > BUFFER || connections < 1 ||
-	    connections > MAX_CONNECTIONS || (event_loops && kind != RR))
+	    connections > MAX_CONNECTIONS || (event_loops && kind != RR) ||
+	    (after && kind != STREAM))
 		usage();
 }
 
 int main(int argc, char **argv)
 {
 	int fds[MAX_CONNECTIONS], listener = -1;
-	pid_t server = 0;
-	uint64_t start;
+	siginfo_t ended;
 
 	parse(argc, argv);
 	argv += optind;
 	if (kind != PIPE)
-		listener = listen_somewhere();
+		listener = listen_there();
 	if (kind != PIPE && !(server = fork())) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		pin_to(atoi(argv[4]));
@@ -448,8 +493,9 @@ int main(int argc, char **argv)
 	pin_to(atoi(argv[3]));
 	for (int i = 0; kind < CONNECT && i < connections; i++)
 		fds[i] = connect_once();
-	start = now_ns();
-	deadline = start + atof(argv[2]) * 1e9;
+	cpu_before = cpu_of_both();
+	measured_from = now_ns() + after * 1e9;
+	deadline = measured_from + atof(argv[2]) * 1e9;
 	if (kind == PIPE)
 		run_pipe();
 	else if (kind == CONNECT)
@@ -461,7 +507,7 @@ int main(int argc, char **argv)
 	if (kind == CONNECT)
 		kill(server, SIGKILL); /* it would answer for ever */
 	if (server)
-		wait(NULL);
-	print_result(start, cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN));
+		waitid(P_PID, server, &ended, WEXITED | WNOWAIT);
+	print_result();
 	return 0;
 }

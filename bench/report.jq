@@ -1,15 +1,31 @@
-# The object of summarize.jq as a table in Markdown.
+# The object of summarize.jq as tables in Markdown.
 
 def places($n): . as $x | pow(10; $n) as $p | ($x * $p | round / $p) | tostring
   | if $n == 0 then . else (if test("\\.") then . else . + ".0" end) | (. + "00")[:(index(".") + 1 + $n)] end;
-def amount($kind): if $kind == "stream" then "\(. / 1e9 | places(2)) GB/s" else "\(places(0)) /s" end;
+def amount($case): if . == null then "" elif $case | (.kind == "stream" or (.kind | startswith("iperf3"))) then "\(. / 1e9 | places(2)) GB/s" else "\(places(0)) /s" end;
 def interval: "\(.median | places(2)) (\(.low | places(2))–\(.high | places(2)))";
+def name: "\(.kind)\(if .how == "epoll" then ", epoll, \(.connections)" elif .how == "beginning" then ", its first 0.4 s" else "" end)";
+def amounts($modes): . as $case | [.[$modes[]].per_second | amount($case)] | join(" | ");
+def unix: if .fused_to_unix then .fused_to_unix.median | places(2) else "" end;
+
+def table($title; $header; cases; row):
+  [cases] | if length == 0 then empty else "", $title, "", $header, (.[] | "| \(row) |") end;
 
 "*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds, medians*",
-"",
-"| case | bytes | on | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain | p99 µs, plain → fused |",
-"|---|---:|---|---:|---:|---:|---|---:|---:|---:|",
-(.cases[]
-  | "| \(.kind)\(if .how == "epoll" then ", epoll, \(.connections)" else "" end) | \(.bytes) | \(.processors) | \(.kind as $kind | [.plain, .fused, .unix] | map(.per_second | amount($kind)) | join(" | ")
-    ) | \(.fused_to_plain | interval) | \(.fused_to_unix.median | places(2)) | \(.cpu_fused_to_plain.median | places(2)) | \(
-    if .kind == "rr" then "\(.plain.p99_us | places(1)) → \(.fused.p99_us | places(1))" else "" end) |")
+table("### Two processes";
+  "| case | bytes | on | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain | p99 µs, plain → fused |\n|---|---:|---|---:|---:|---:|---|---:|---:|---:|";
+  .cases[] | select(.unix and .how != "application");
+  "\(name) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused", "unix"])) | \(.fused_to_plain | interval) | \(unix) | \(.cpu_fused_to_plain.median | places(2)) | \(if .kind == "rr" then "\(.plain.p99_us | places(1)) → \(.fused.p99_us | places(1))" else "" end)"),
+table("### Applications";
+  "| case | connections | bytes | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain |\n|---|---:|---:|---:|---:|---:|---|---:|---:|";
+  .cases[] | select(.how == "application");
+  "\(name) | \(.connections) | \(.bytes) | \(amounts(["plain", "fused", "unix"])) | \(.fused_to_plain | interval) | \(unix) | \(.cpu_fused_to_plain.median | places(2))"),
+([.cases[] | select(.how == "epoll" and .connections == 10)] as $scale
+  | table("### Ten connections that talk, beside some that do not";
+    "| idle connections | plain TCP | fused | fused / plain (95 %) | time a message, fused, by that with none | kernel memory of an idle one, plain → fused |\n|---:|---:|---:|---|---:|---:|";
+    $scale[];
+    "\(.idle) | \(amounts(["plain", "fused"])) | \(.fused_to_plain | interval) | \($scale[0].fused.per_second / .fused.per_second | places(2)) | \(if .idle < 10000 then "" else "\(.plain.memory_bytes) → \(.fused.memory_bytes) bytes" end)")),
+table("### To another host (a network namespace behind veth): nothing is fused";
+  "| case | bytes | without sockfuse | with | ratio (95 %) | CPU, ratio |\n|---|---:|---:|---:|---|---:|";
+  .cases[] | select(.how == "remote");
+  "\(name) | \(.bytes) | \(amounts(["plain", "fused"])) | \(.fused_to_plain | interval) | \(.cpu_fused_to_plain.median | places(2))")

@@ -1,55 +1,155 @@
 #!/usr/bin/env bash
 # run.sh [--quick] FILE: measures plain TCP, fused connections and AF_UNIX stream
-# sockets in turn, in the same run, and writes FILE.json, which bench/report.jq turns
+# sockets in turn, in the same run, and writes FILE, JSON, which bench/report.jq turns
 # into a table (make bench, make bench-quick).  Inside isolate.sh only.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=bench/helpers.bash
 . "$here/helpers.bash"
+# shellcheck source=bench/applications.bash
+. "$here/applications.bash"
 
 # KIND HOW CONNECTIONS BYTES...: each on one processor and on two
 CASES=(
-  "rr blocking 1 1 64 1024 4096 16384 65536 262144"
+  "rr blocking 1 1 64 1024 16384 65536 262144"
   "rr epoll 1 64 16384"
   "rr epoll 16 64 16384"
   "rr epoll 256 64 16384"
-  "stream blocking 1 64 256 1024 4096 16384 65536 131072 262144 1048576"
+  "stream beginning 1 64 4096"
+  "stream lasting 1 64 256 1024 4096 16384 65536 131072 262144 1048576"
   "connect blocking 1 64"
 )
+IDLE=(0 1000 10000 60000)
 rounds=5
 if [[ ${1-} == --quick ]]; then
-  CASES=("rr blocking 1 64 16384" "stream blocking 1 64 16384 65536" "connect blocking 1 64")
+  CASES=("rr blocking 1 64 16384" "stream lasting 1 64 16384 65536" "connect blocking 1 64")
+  IDLE=()
+  APPLICATIONS=()
   rounds=3
   shift
 fi
 last_cpu=$(($(nproc) - 1))
 make_cgroups
-"$here/../load.sh" --quiet --cgroup "$FUSED"
+"$here/../load.sh" --quiet --cgroup "$FUSED" --max-connections 131072
 results=$(mktemp)
 trap 'rm -f "$results"; "$here/../unload.sh" --quiet' EXIT
+# Of this network namespace.  What waits after its close would make each later run slower.
+sysctl -q net.ipv4.ip_local_port_range="1024 65535" net.ipv4.tcp_max_tw_buckets=1000
 
-# A stream of small writes takes 0.3 s to leave the map.
-declare -A seconds=([rr]=0.5 [connect]=0.5 [stream]=1)
+seconds=0.4
+lasting=(--after 0.6) # a stream of small writes takes some 0.3 s to leave the map
 
-# one MODE KIND HOW CONNECTIONS BYTES CPU_A CPU_B: what load printed
+say() { [[ ! -t 2 ]] || printf '\r\033[K%s' "$*" >&2; }
+
+# one MODE KIND BYTES CPU_A CPU_B [OPTION...]: what load printed
 one() (
-  local options=(--connections "$4")
-  [[ $3 != epoll ]] || options+=(--epoll)
-  [[ $1 != unix ]] || options+=(--unix)
-  if [[ $1 == fused ]]; then echo "$BASHPID" >"$FUSED/cgroup.procs"; else echo "$BASHPID" >"$PLAIN/cgroup.procs"; fi
-  exec "$here/load" "${options[@]}" "$2" "$5" "${seconds[$2]}" "$6" "$7"
+  [[ $1 != unix ]] || set -- "$@" --unix
+  echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
+  exec "$here/load" "${@:6}" "$2" "$3" "$seconds" "$4" "$5"
 )
+
+# keep MODE CASE: what comes on standard input, as a round of that case
+keep() { jq -c --arg mode "$1" --argjson case "$2" '$case + {$mode} + .' >>"$results"; }
+
+# modes_of ROUND MODE...: them, another first each round
+modes_of() {
+  local n=$(($# - 1)) i
+  for ((i = 0; i < n; i++)); do echo "${@:$((2 + ($1 + i) % n)):1}"; done
+}
+
+# case_of KIND HOW CONNECTIONS BYTES PROCESSORS [IDLE]
+case_of() {
+  jq -cn --arg kind "$1" --arg how "$2" --argjson connections "$3" --argjson bytes "$4" --arg processors "$5" --argjson idle "${6:-0}" \
+    '{$kind, $how, $connections, $bytes, $processors, $idle}'
+}
 
 # measure PROCESSORS CPU_A CPU_B KIND HOW CONNECTIONS BYTES
 measure() {
-  local round mode
-  [[ ! -t 2 ]] || printf '\r\033[K%s' "${*:4}, $1" >&2
+  local round mode case options=(--connections "$6")
+  [[ $5 != epoll ]] || options+=(--epoll)
+  [[ $5 != lasting ]] || options+=("${lasting[@]}")
+  case=$(case_of "${@:4}" "$1")
+  say "$case"
   for ((round = 0; round < rounds; round++)); do
-    for mode in plain fused unix; do
-      one "$mode" "${@:4}" "$2" "$3" | jq -c --arg processors "$1" --arg kind "$4" --arg how "$5" --argjson connections "$6" \
-        --argjson bytes "$7" --arg mode "$mode" '{$kind, $how, $connections, $bytes, $processors, $mode} + .' >>"$results"
+    for mode in $(modes_of "$round" plain fused unix); do
+      one "$mode" "$4" "$7" "$2" "$3" "${options[@]}" | keep "$mode" "$case"
     done
   done
+}
+
+# Of the host's kernel, bytes
+kernel_memory() { awk '/^(Slab|Percpu):/ { sum += $2 } END { printf "%.0f", sum * 1024 }' /proc/meminfo; }
+
+# hold MODE N: sets HOLD, a process that has so many idle connections, and memory, what
+# one of them takes in the kernel
+hold() {
+  local before
+  before=$(kernel_memory)
+  coproc HOLD {
+    echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
+    exec "$here/../tests/traffic" hold "$2" 600
+  }
+  read -r -t 120 <&"${HOLD[0]}"
+  memory=$((($(kernel_memory) - before) / $2))
+}
+
+let_go() {
+  kill "$HOLD_PID"
+  wait "$HOLD_PID" || true
+  while (($(awk '/^TCP:/ { print $3 }' /proc/net/sockstat) > 10)); do sleep 0.1; done
+  sleep 1 # what RCU frees
+}
+
+# Ten connections that talk beside so many that do not.
+measure_scale() {
+  local round mode idle case memory
+  for ((round = 0; round < rounds; round++)); do
+    for idle in "$@"; do
+      case=$(case_of rr epoll 10 64 one "$idle")
+      say "$case"
+      for mode in $(modes_of "$round" plain fused); do
+        memory=0
+        ((idle == 0)) || hold "$mode" "$idle"
+        one "$mode" rr 64 0 0 --epoll --connections 10 | jq -c --argjson memory_bytes "$memory" '. + {$memory_bytes}' | keep "$mode" "$case"
+        ((idle == 0)) || let_go
+      done
+    done
+  done
+}
+
+# To another host, as far as its address tells: nothing of it may be fused, nor cost.
+measure_remote() {
+  local round mode kind bytes case
+  ip netns add remote
+  ip link add veth0 type veth peer name veth0 netns remote
+  ip address add 192.0.2.1/24 dev veth0
+  ip -n remote address add 192.0.2.2/24 dev veth0
+  ip link set veth0 up
+  ip -n remote link set veth0 up
+  while read -r kind bytes; do
+    case=$(case_of "$kind" remote 1 "$bytes" two)
+    say "$case"
+    for ((round = 0; round < 2 * rounds; round++)); do
+      for mode in $(modes_of "$round" plain fused); do
+        one "$mode" "$kind" "$bytes" 0 "$last_cpu" --netns /run/netns/remote --address 192.0.2.2 | keep "$mode" "$case"
+      done
+    done
+  done <<<$'rr 64\nstream 65536\nconnect 64'
+}
+
+measure_applications() {
+  local name connections bytes unit modes round mode case
+  start_applications
+  while read -r name connections bytes unit modes; do
+    case=$(case_of "$name" application "$connections" "$bytes" all)
+    say "$case"
+    for ((round = 0; round < rounds; round++)); do
+      # shellcheck disable=SC2086 # words
+      for mode in $(modes_of "$round" ${modes//,/ }); do
+        application "$mode" "$name" "$unit" | keep "$mode" "$case"
+      done
+    done
+  done < <(printf '%s\n' "${APPLICATIONS[@]}")
 }
 
 for case in "${CASES[@]}"; do
@@ -59,7 +159,16 @@ for case in "${CASES[@]}"; do
     [[ $last_cpu == 0 ]] || measure two 0 "$last_cpu" "$kind" "$how" "$connections" "$bytes"
   done
 done
-[[ ! -t 2 ]] || printf '\r\033[K' >&2
+((${#IDLE[@]} == 0)) || measure_scale "${IDLE[@]}"
+measure_remote
+if ((${#APPLICATIONS[@]})); then
+  if [[ -e $ROOT/.complete ]]; then
+    measure_applications
+  else
+    echo "run.sh: no Debian root, so no applications; try: make check, or DEBIAN_MIRROR=URL make bench" >&2
+  fi
+fi
+say ""
 jq -s --arg kernel "Linux $(uname -r)" --arg date "$(date -u +%F)" --argjson processors "$(nproc)" \
   --arg processor "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" \
   --argjson rounds "$rounds" -f "$here/summarize.jq" "$results" >"$1"

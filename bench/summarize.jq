@@ -22,21 +22,26 @@ def numbers($name): map(.[$name] // empty);
 def summary:
   (numbers("per_second") | {per_second: median, low: min, high: max})
   + {cpu_seconds: (numbers("cpu_seconds") | median)}
-  + (if .[0].p50_us then {p50_us: (numbers("p50_us") | median), p99_us: (numbers("p99_us") | median), p999_us: (numbers("p999_us") | median)} else {} end);
+  + (if .[0].p50_us then {p50_us: (numbers("p50_us") | median), p99_us: (numbers("p99_us") | median), p999_us: (numbers("p999_us") | median)} else {} end)
+  + (if .[0].memory_bytes then {memory_bytes: (numbers("memory_bytes") | median)} else {} end);
 
+def case: {kind, how, connections, bytes, processors, idle};
+
+# cases in the order in which they were measured
 . as $rounds_of_all
 | {
     $kernel, $processor, $processors, $date, $rounds,
     cases: [
-      reduce .[] as $one ([]; ($one | {kind, how, connections, bytes, processors}) as $case | if any(.[]; . == $case) then . else . + [$case] end)
+      reduce .[] as $one ([]; ($one | case) as $case | if any(.[]; . == $case) then . else . + [$case] end)
       | .[] as $case
-      | ([$rounds_of_all[] | select({kind, how, connections, bytes, processors} == $case)] | group_by(.mode) | map({key: .[0].mode, value: .}) | from_entries) as $modes
+      | ([$rounds_of_all[] | select(case == $case)] | group_by(.mode) | map({key: .[0].mode, value: .}) | from_entries) as $modes
+      | ($modes.fused | numbers("per_second")) as $fused
       | $case
         + ($modes | map_values(summary))
         + {
-            fused_to_plain: ($modes.fused | numbers("per_second") | ratio($modes.plain | numbers("per_second"))),
-            fused_to_unix: ($modes.fused | numbers("per_second") | ratio($modes.unix | numbers("per_second"))),
+            fused_to_plain: ($fused | ratio($modes.plain | numbers("per_second"))),
             cpu_fused_to_plain: ($modes.fused | numbers("cpu_seconds") | ratio($modes.plain | numbers("cpu_seconds")))
           }
+        + (if $modes.unix then {fused_to_unix: ($fused | ratio($modes.unix | numbers("per_second")))} else {} end)
     ]
   }

@@ -52,13 +52,18 @@
 #define DRAIN_SPINS 250
 #define DRAIN_PAUSES 16 /* of some 20 ns */
 #define STREAM_MESSAGES 64
+#define SENDFILE_BYTES 32768
 #define LEAVE_MESSAGES 16384
+#define LEAVE_SENDFILE 64
+#define SAMPLE 256
+#define PAUSE_NS 16000
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Ends that have sent bulk since their peer last did, by the address of their
- * tcp_sock.  Steers only; a flow that finds no room is not gathered.
+ * Ends that have sent bulk, or a SAMPLE of small messages, since their peer last
+ * did, by the address of their tcp_sock.  Steers only; a flow that finds no room is
+ * a dialogue.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -230,15 +235,33 @@ static __always_inline bool charge_may_fail(struct tcp_sock *own, struct tcp_soc
 }
 
 /*
+ * sendfile(2): the file's pages are in the task's own pipe until they are sent.  TCP
+ * sends them as they are, a socket in a map copies them (tcp_bpf_sendmsg), which from
+ * SENDFILE_BYTES on costs more than fusing spares.
+ */
+static __always_inline bool much_of_a_file(u32 size)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct pipe_inode_info *pipe;
+
+	if (size < SENDFILE_BYTES)
+		return false;
+	pipe = READ(task, splice_pipe);
+	return pipe && READ_BITFIELD(pipe, head) != READ_BITFIELD(pipe, tail);
+}
+
+/*
  * A reader that sleeps inside tcp_recvmsg() (MSG_WAITALL, say) never looks at
  * the ingress queue: it would hang, or read newer bytes first.  Entering
  * tcp_recvmsg() takes unread TCP bytes, and there are none now; so such a
  * reader holds the lock, or is in the wait queue, where it put itself before
- * it let go of the lock.
+ * it let go of the lock.  waits_for_fused() tells it from one that sleeps for fused
+ * bytes.
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
-	return READ(sk_of(peer), sk_lock.owned) || waiters(peer) & WAITER_IN_TCP;
+	return READ(sk_of(peer), sk_lock.owned) ||
+	       waiters_of(address_of(peer), true) & WAITER_IN_TCP;
 }
 
 /*
@@ -352,6 +375,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 		return OUTCOME(tcp_socket_option);
 	if (reader_guarded(peer))
 		return OUTCOME(tcp_guarded);
+	if (much_of_a_file(msg->size))
+		return OUTCOME(tcp_sendfile);
 	if (tcp_bytes_unread(own, peer))
 		return OUTCOME(tcp_in_flight);
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
@@ -424,7 +449,7 @@ static __always_inline void await_lock(struct tcp_sock *peer)
 			return;
 }
 
-/* Bulk, and the last that either end sent was bulk from here too. */
+/* The last time that either end was asked, it was this one. */
 static __always_inline bool streams(struct tcp_sock *own, struct tcp_sock *peer)
 {
 	u64 self = (u64)own, other = (u64)peer;
@@ -466,20 +491,48 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 }
 
 /*
- * A stream of small writes is TCP's, and TCP is faster for a socket in no map (by 2
- * to 4 times at 64 bytes).  Once it has lasted, both ends leave: from now on nothing
- * is fused, so that nothing is under way when bpf_contrack.bpf.c takes them out.
+ * A stream of small writes is TCP's, and so are files; and TCP is faster for a socket
+ * in no map (by 2 to 4 times at 64 bytes).  Once either has lasted, both ends leave:
+ * from now on nothing is fused, so that nothing is under way when bpf_contrack.bpf.c
+ * takes them out.
  */
-static __always_inline void count_stream(struct direction *direction, u32 size,
+static __always_inline void count_streamed(struct direction *direction, u32 more)
+{
+	direction->streamed += more;
+	if (direction->streamed >= LEAVE_MESSAGES && direction->peer &&
+	    !direction->leaving_since)
+		direction->leaving_since = bpf_ktime_get_ns();
+}
+
+static __always_inline void count_by_tcp(struct direction *direction, u32 size,
 					 u32 outcome)
 {
-	if (outcome == FUSED)
-		direction->streamed -= direction->streamed < 2 ? direction->streamed : 2;
-	else if (size < BULK_BYTES && direction->peer &&
-		 (outcome == OUTCOME(tcp_in_flight) ||
-		  outcome == OUTCOME(tcp_backlog_number)) &&
-		 ++direction->streamed == LEAVE_MESSAGES)
-		direction->leaving_since = bpf_ktime_get_ns();
+	if (outcome == OUTCOME(tcp_sendfile))
+		count_streamed(direction, LEAVE_MESSAGES / LEAVE_SENDFILE);
+	else if (size < BULK_BYTES && (outcome == OUTCOME(tcp_in_flight) ||
+				       outcome == OUTCOME(tcp_backlog_number)))
+		count_streamed(direction, 1);
+}
+
+/*
+ * A reader that keeps pace has every message of a stream fused.  So each SAMPLE of
+ * small ones is judged: a dialogue has answers in between, and one-way messages with
+ * pauses are TCP's no more than a dialogue.
+ */
+static __always_inline void count_fused(struct direction *direction, struct tcp_sock *own,
+					struct tcp_sock *peer)
+{
+	u64 now, since = direction->sampled;
+
+	if (++direction->small % SAMPLE)
+		return;
+	now = direction->sampled = bpf_ktime_get_ns();
+	if (streams(own, peer) && now - since < SAMPLE * PAUSE_NS)
+		count_streamed(direction, SAMPLE);
+	else
+		direction->streamed -= direction->streamed < 2 * SAMPLE
+					       ? direction->streamed
+					       : 2 * SAMPLE;
 }
 
 SEC("sk_msg")
@@ -531,10 +584,16 @@ int bpf_redir(struct sk_msg_md *msg)
 
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
+	if (!direction && bpf_get_prandom_u32() % SAMPLE == 0) {
+		direction = direction_of(msg);
+		if (direction)
+			direction->peer = peer;
+	}
 	if (direction) {
 		direction->outcome = FUSED;
 		direction->fused_bytes += msg->size;
-		count_stream(direction, msg->size, FUSED);
+		if (msg->size < BULK_BYTES)
+			count_fused(direction, own, peer);
 	}
 	if (msg->size >= BULK_BYTES && streams(own, peer))
 		gather(msg);
@@ -546,7 +605,7 @@ by_tcp:
 	direction = direction_of(msg);
 	if (direction) {
 		direction->outcome = outcome;
-		count_stream(direction, msg->size, outcome);
+		count_by_tcp(direction, msg->size, outcome);
 	}
 	return SK_PASS;
 }

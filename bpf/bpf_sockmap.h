@@ -107,7 +107,8 @@ struct counters {
 	u64 tcp_switched_off;
 	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol */
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
-	u64 tcp_guarded; /* a reader or writer was seen to do so, or not to read yet */
+	u64 tcp_guarded;  /* a reader or writer was seen to do so, or not to read yet */
+	u64 tcp_sendfile; /* much of a file, which TCP sends without a copy */
 	u64 tcp_peer_unknown;	/* the other end is not in the map */
 	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
@@ -146,7 +147,9 @@ struct direction {
 	u64 returned;
 	u32 waiting;  /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
 	u16 stream;   /* so many small messages go by TCP once nothing waits */
-	u32 streamed; /* small messages by TCP, less those that were fused since */
+	u32 small;    /* messages below BULK_BYTES that were fused */
+	u32 streamed; /* count_streamed() */
+	u64 sampled;  /* ktime of the last SAMPLE of small ones */
 	u8 seam; /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
 	u64 leaving_since; /* ktime since which all goes by TCP, to leave the map; or 0 */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
@@ -269,21 +272,76 @@ static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock 
 	return !psock || no_fused_bytes(psock);
 }
 
-/* Sleeps of tcp_recvmsg() wake by this; those of poll and epoll do not. */
+/* Sleeps of receive functions wake by this; those of poll and epoll do not. */
 extern const void woken_wake_function __ksym __weak;
+/* Where they sleep for TCP bytes alone, and where for fused ones too. */
+extern const void tcp_recvmsg __ksym __weak;
+extern const void tcp_recvmsg_locked __ksym __weak;
+extern const void tcp_splice_read __ksym __weak;
+extern const void tcp_bpf_recvmsg __ksym __weak;
 /* Waits of epoll, for as long as the socket is in its set. */
 extern const void ep_poll_callback __ksym __weak;
 
-#define WAITER_IN_TCP 1 /* sleeps inside tcp_recvmsg() */
+#define WAITER_IN_TCP 1 /* may sleep inside tcp_recvmsg() */
 #define WAITER_EDGE 2	/* an edge-triggered epoll */
 #define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
 
+#define STACK_BELOW 128 /* bytes, from the waiter's entry on its stack */
+#define STACK_CHUNKS 10
+#define STACK_WORDS 8
+#define ADDRESS_BITS ((1ULL << 48) - 1) /* arm64 signs return addresses above */
+#define FUNCTION_BYTES 16384		/* more than any of them has */
+
+static __always_inline bool inside(u64 word, const void *function, u64 size)
+{
+	return function && ((word - (u64)function) & ADDRESS_BITS) < size;
+}
+
+/* A pointer as a number: what a global function may be called with. */
+static __always_inline u64 address_of(const void *pointer)
+{
+	u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), &pointer);
+	return address;
+}
+
 /*
- * Who waits in the peer's wait queue; epoll does while it watches the socket.  A
- * global function: the verifier walks through its loop once, and not for every
- * way that leads to a call.
+ * Does this reader sleep inside tcp_bpf_recvmsg(), which sees fused bytes?  Its stack
+ * tells: sleeping, it has there where its functions return to, close above its entry in
+ * the wait queue (and for arm64 just below).  Old stack contents may say
+ * tcp_bpf_recvmsg() too, so nothing there may say that it is in TCP; a reader in
+ * tcp_recvmsg() has two such words.  It cannot get there meanwhile: it would need a
+ * TCP byte that is unread.
  */
-__weak u32 waiters_of(u64 address)
+__weak bool waits_for_fused(u64 waiter)
+{
+	u64 stack[STACK_WORDS], at = waiter - STACK_BELOW;
+	bool fused = false;
+
+	if (!&tcp_recvmsg || !&tcp_splice_read || !&tcp_bpf_recvmsg)
+		return false;
+	for (int chunk = 0; chunk < STACK_CHUNKS; chunk++, at += sizeof(stack)) {
+		if (bpf_probe_read_kernel(stack, sizeof(stack), (void *)at))
+			return false;
+		for (int i = 0; i < STACK_WORDS; i++) {
+			if (inside(stack[i], &tcp_recvmsg, FUNCTION_BYTES) ||
+			    inside(stack[i], &tcp_recvmsg_locked, FUNCTION_BYTES) ||
+			    inside(stack[i], &tcp_splice_read, FUNCTION_BYTES))
+				return false;
+			fused |= inside(stack[i], &tcp_bpf_recvmsg, FUNCTION_BYTES);
+		}
+	}
+	return fused;
+}
+
+/*
+ * Who waits in the peer's wait queue; epoll does while it watches the socket.  Whether
+ * a sleeping reader is inside TCP is told at a closer look only.  A global function:
+ * the verifier walks through its loop once, and not for every way that leads to a
+ * call.
+ */
+__weak u32 waiters_of(u64 address, bool look_closer)
 {
 	struct tcp_sock *peer = (void *)address;
 	struct socket *socket = READ(sk_of(peer), sk_socket);
@@ -307,7 +365,8 @@ __weak u32 waiters_of(u64 address)
 			 bpf_core_field_offset(struct wait_queue_entry, entry);
 		func = (const void *)READ(waiter, func);
 		if (func == &woken_wake_function) {
-			found |= WAITER_IN_TCP;
+			if (!look_closer || !waits_for_fused(address_of(waiter)))
+				found |= WAITER_IN_TCP;
 		} else if (func == &ep_poll_callback) {
 			struct eppoll_entry *entry =
 				(void *)waiter -
@@ -324,18 +383,9 @@ __weak u32 waiters_of(u64 address)
 	return found | WAITER_IN_TCP; /* many, or one that is leaving */
 }
 
-/* A pointer as a number: what a global function may be called with. */
-static __always_inline u64 address_of(const void *pointer)
-{
-	u64 address = 0;
-
-	bpf_probe_read_kernel(&address, sizeof(address), &pointer);
-	return address;
-}
-
 static __always_inline u32 waiters(struct tcp_sock *peer)
 {
-	return waiters_of(address_of(peer));
+	return waiters_of(address_of(peer), false);
 }
 
 /*

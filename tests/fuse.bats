@@ -266,6 +266,18 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   (($(counter ends_unfused) >= 4))
 }
 
+@test "so does one whose reader keeps pace, by what its messages do" {
+  local try last_cpu=$(($(nproc) - 1))
+  ((last_cpu > 0)) || skip "one processor: the reader cannot keep pace"
+  load
+  for try in {1..5}; do
+    "$here/bench/load" stream 64 2 0 "$last_cpu" >/dev/null
+    (($(counter ends_unfused) == 0)) || break
+  done
+  counters
+  (($(counter ends_unfused) > 0))
+}
+
 @test "a socket that is connected anew after such a stream begins anew: its dialogue is fused" {
   local line before
   load
@@ -280,6 +292,44 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   SERVER=
   counters
   (($(counter fused_messages) - $(counter fused_messages "$before") == 200))
+}
+
+@test "a connection that goes on sending files leaves the map; one that sent a few does not" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  step sendfile 60000 10
+  step send 100
+  sleep 0.3
+  step send 100
+  [ "$(counter ends_unfused)" -eq 0 ]
+  (($(counter fused_messages) > 0))
+  step read 200
+  step sendfile 60000 60
+  sleep 0.3
+  step sendfile 60000
+  counters
+  [ "$(counter ends_unfused)" -eq 2 ]
+}
+
+# What is asleep inside TCP is a case of tests/status.bats.
+@test "after a fallback, what a blocking reader waits for is fused again" {
+  local before
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  set_fuse 0
+  step send 5
+  set_fuse 1
+  step read 5
+  before=$(counters)
+  step await 10
+  step send 10
+  step await 1000
+  step send 1000
+  counters
+  [ "$(counter tcp_blocked_reader)" -eq 0 ]
+  [ "$(($(counter fused_messages) - $(counter fused_messages "$before")))" -eq 2 ]
 }
 
 @test "a dialogue of small messages stays in the map" {

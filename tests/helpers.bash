@@ -104,3 +104,16 @@ stop_capture() {
   wait "$CAPTURE" || true
   CAPTURE=
 }
+
+# A connection that does what step says.
+open_steps() {
+  coproc STEPS { exec "$TRAFFIC" steps 3>&-; }
+  step send 0 0 # it is connected
+}
+
+step() {
+  local answer
+  echo "$*" >&"${STEPS[1]}"
+  read -r -t 30 answer <&"${STEPS[0]}"
+  [ "$answer" = ok ]
+}

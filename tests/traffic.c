@@ -25,7 +25,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -1280,34 +1282,54 @@ static int run_again(char **args)
  *	send N [TIMES]	in one send() each
  *	read N
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
+ *	await N		recv() of as many, in a thread; answered once it sleeps
  *	lowat N		SO_RCVLOWAT of the reader
  *	rcvbuf N	SO_RCVBUF of the reader
  *	edge		an edge-triggered epoll watches the reader
+ *	sendfile N [TIMES]	by sendfile(), and read after each
  */
 struct steps {
 	int pair[2];
 	size_t wanted; /* by the thread */
+	int flags;
 	volatile bool about_to_read;
 	uint64_t sent, taken;
 };
+
+#define ANY_FLAGS -1 /* in as many calls as it takes */
 
 static void read_step(struct steps *steps, size_t n, int flags)
 {
 	static unsigned char buffer[CHUNK_MAX];
 
-	if (recv(steps->pair[1], buffer, n, flags) != (ssize_t)n)
+	if (flags == ANY_FLAGS)
+		recv_all(steps->pair[1], buffer, n);
+	else if (recv(steps->pair[1], buffer, n, flags) != (ssize_t)n)
 		fail("recv of %zu bytes", n);
 	check_bytes(buffer, 1, steps->taken, n);
 	steps->taken += n;
 }
 
-static void *waitall_step(void *argument)
+static void *await_step(void *argument)
 {
 	struct steps *steps = argument;
 
 	steps->about_to_read = true;
-	read_step(steps, steps->wanted, MSG_WAITALL);
+	read_step(steps, steps->wanted, steps->flags);
 	return NULL;
+}
+
+static void sendfile_step(struct steps *steps, size_t n)
+{
+	int file = memfd_create("step", 0);
+	off_t start = 0;
+
+	if (write(file, bytes_at(1, steps->sent), n) != (ssize_t)n ||
+	    sendfile(steps->pair[0], file, &start, n) != (ssize_t)n)
+		fail("sendfile");
+	close(file);
+	steps->sent += n;
+	read_step(steps, n, ANY_FLAGS);
 }
 
 static void take_step(struct steps *steps, const char *name, int n, int times)
@@ -1318,11 +1340,16 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 	if (!strcmp(name, "send")) {
 		for (; times; times--, steps->sent += n)
 			send_all(steps->pair[0], bytes_at(1, steps->sent), n);
+	} else if (!strcmp(name, "sendfile")) {
+		for (; times; times--)
+			sendfile_step(steps, n);
 	} else if (!strcmp(name, "read")) {
-		read_step(steps, n, MSG_WAITALL);
-	} else if (!strcmp(name, "waitall")) {
+		read_step(steps, n, ANY_FLAGS);
+	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
 		steps->wanted = n;
-		if (pthread_create(&thread, NULL, waitall_step, steps))
+		steps->flags = strcmp(name, "await") ? MSG_WAITALL : 0;
+		steps->about_to_read = false;
+		if (pthread_create(&thread, NULL, await_step, steps))
 			fail("pthread_create");
 		while (!steps->about_to_read)
 			usleep(1000);
