@@ -65,7 +65,7 @@ END
 
 END
   jq -r '.cases[] | select(.fused_to_plain.median < 0.97)
-    | "- \(.kind), \(.bytes) bytes, on \(.processors) processor\(if .processors == "two" then "s" else "" end): \(.fused_to_plain.median * 100 | round / 100) (\(.fused_to_plain.low * 100 | round / 100)–\(.fused_to_plain.high * 100 | round / 100))"' "$results"
+    | "- \(.kind)\({beginning: ", its first 0.4 s", remote: ", to another host"}[.how] // ""), \(.bytes) bytes, on \(.processors) processor\(if .processors == "one" then "" else "s" end): \(.fused_to_plain.median * 100 | round / 100) (\(.fused_to_plain.low * 100 | round / 100)–\(.fused_to_plain.high * 100 | round / 100))"' "$results"
   cat <<'END'
 
 Why, as the profiles below show it, and what was tried:
