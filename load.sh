@@ -372,7 +372,14 @@ undo() {
   exit "$code"
 }
 
+# The programs know sleepers and pollers by the kernel's addresses, taken at load.
+symbols_hidden() {
+  ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
+}
+
 report() {
+  ! symbols_hidden ||
+    say "Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
   say "sockfuse is on: loopback TCP connections in $CGROUP from now on, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }

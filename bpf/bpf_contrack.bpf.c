@@ -90,11 +90,13 @@ static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
 
 /*
  * Readers inside the kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never
- * sees fused bytes.
+ * sees fused bytes; nor does one that went to sleep in tcp_recvmsg() before the
+ * handshake ended, which only the client of a connect() that does not wait can.
  */
 static __always_inline bool left_out(struct tcp_sock *tp)
 {
-	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp);
+	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp) ||
+	       waiters_of(address_of(tp), SLEEPS_CONNECTING) & WAITER_IN_TCP;
 }
 
 static __always_inline void trace_end(struct bpf_sock_ops *skops)

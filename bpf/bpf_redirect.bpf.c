@@ -255,13 +255,12 @@ static __always_inline bool much_of_a_file(u32 size)
  * the ingress queue: it would hang, or read newer bytes first.  Entering
  * tcp_recvmsg() takes unread TCP bytes, and there are none now; so such a
  * reader holds the lock, or is in the wait queue, where it put itself before
- * it let go of the lock.  waits_for_fused() tells it from one that sleeps for fused
- * bytes.
+ * it let go of the lock.  sleeps_in() tells it from one that sleeps for fused bytes.
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
 	return READ(sk_of(peer), sk_lock.owned) ||
-	       waiters_of(address_of(peer), true) & WAITER_IN_TCP;
+	       waiters_of(address_of(peer), SLEEPS_FUSED) & WAITER_IN_TCP;
 }
 
 /*
@@ -273,7 +272,7 @@ static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock
 					   struct direction *direction)
 {
 	if (!own->data_segs_out)
-		return false; /* not a byte has gone by TCP */
+		return false; /* not a byte has gone by TCP; tracked without a reader */
 	if (!direction)
 		return true;
 	if (direction->returned == (SEEN | own->write_seq))
@@ -411,6 +410,17 @@ static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
 	return outcome;
 }
 
+/*
+ * Is the sender itself still in the map?  unfuse() of the other end may have taken it
+ * out just as it came here; its first redirect could then not be taken back.
+ */
+static __always_inline bool may_return(struct tcp_sock *own)
+{
+	struct list_head *links = &psock_of(own)->link;
+
+	return READ(links, next) != links;
+}
+
 /* The peer, to whom the message goes now; NULL if it is not in the map. */
 static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 						 struct tcp_sock *own)
@@ -422,7 +432,7 @@ static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 	return (void *)READ((struct sk_msg *)msg, sk_redir);
 }
 
-/* Takes a redirect back.  The sender is in the map, or this would not run. */
+/* Takes a redirect back, of a sender that may_return(). */
 static __always_inline void send_by_own_tcp(struct sk_msg_md *msg, struct tcp_sock *own)
 {
 	struct pair_key key = own_key(own, true);
@@ -567,7 +577,7 @@ int bpf_redir(struct sk_msg_md *msg)
 			goto by_tcp;
 	}
 
-	peer = redirect(msg, own);
+	peer = may_return(own) ? redirect(msg, own) : NULL;
 	if (!peer) {
 		outcome = OUTCOME(tcp_peer_unknown);
 		goto by_tcp;

@@ -272,13 +272,15 @@ static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock 
 	return !psock || no_fused_bytes(psock);
 }
 
-/* Sleeps of receive functions wake by this; those of poll and epoll do not. */
+/* Sleeps of receive functions, and of connect(2), wake by this; those of poll do not. */
 extern const void woken_wake_function __ksym __weak;
-/* Where they sleep for TCP bytes alone, and where for fused ones too. */
+/* Where they sleep for TCP bytes alone, where for fused ones too, where for neither. */
 extern const void tcp_recvmsg __ksym __weak;
 extern const void tcp_recvmsg_locked __ksym __weak;
 extern const void tcp_splice_read __ksym __weak;
 extern const void tcp_bpf_recvmsg __ksym __weak;
+extern const void inet_stream_connect __ksym __weak;
+extern const void __inet_stream_connect __ksym __weak;
 /* Waits of epoll, for as long as the socket is in its set. */
 extern const void ep_poll_callback __ksym __weak;
 
@@ -286,11 +288,16 @@ extern const void ep_poll_callback __ksym __weak;
 #define WAITER_EDGE 2	/* an edge-triggered epoll */
 #define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
 
+#define SLEEPS_IN_TCP 1
+#define SLEEPS_FUSED 2
+#define SLEEPS_CONNECTING 3
+
 #define STACK_BELOW 128 /* bytes, from the waiter's entry on its stack */
 #define STACK_CHUNKS 10
 #define STACK_WORDS 8
 #define ADDRESS_BITS ((1ULL << 48) - 1) /* arm64 signs return addresses above */
-#define FUNCTION_BYTES 16384		/* more than any of them has */
+#define RECEIVE_BYTES 16384		/* more than any of these functions has */
+#define CONNECT_BYTES 1024		/* inet_recvmsg() is not far behind */
 
 static __always_inline bool inside(u64 word, const void *function, u64 size)
 {
@@ -307,41 +314,46 @@ static __always_inline u64 address_of(const void *pointer)
 }
 
 /*
- * Does this reader sleep inside tcp_bpf_recvmsg(), which sees fused bytes?  Its stack
- * tells: sleeping, it has there where its functions return to, close above its entry in
- * the wait queue (and for arm64 just below).  Old stack contents may say
- * tcp_bpf_recvmsg() too, so nothing there may say that it is in TCP; a reader in
- * tcp_recvmsg() has two such words.  It cannot get there meanwhile: it would need a
- * TCP byte that is unread.
+ * SLEEPS_FUSED: in tcp_bpf_recvmsg(), which sees fused bytes; SLEEPS_CONNECTING: in
+ * connect(2); else SLEEPS_IN_TCP.  The sleeper's stack tells: close above its entry in
+ * the wait queue (and for arm64 just below) it has where its functions return to.
+ * Old stack contents may say so too.  connect(2) has its word so near that the first
+ * one counts.  tcp_bpf_recvmsg() has it further up, so nothing may say that it is in
+ * TCP; a reader in tcp_recvmsg() has two such words.
  */
-__weak bool waits_for_fused(u64 waiter)
+__weak u32 sleeps_in(u64 waiter)
 {
 	u64 stack[STACK_WORDS], at = waiter - STACK_BELOW;
-	bool fused = false;
+	u32 found = SLEEPS_IN_TCP;
 
 	if (!&tcp_recvmsg || !&tcp_splice_read || !&tcp_bpf_recvmsg)
-		return false;
+		return SLEEPS_IN_TCP;
 	for (int chunk = 0; chunk < STACK_CHUNKS; chunk++, at += sizeof(stack)) {
 		if (bpf_probe_read_kernel(stack, sizeof(stack), (void *)at))
-			return false;
+			return SLEEPS_IN_TCP;
 		for (int i = 0; i < STACK_WORDS; i++) {
-			if (inside(stack[i], &tcp_recvmsg, FUNCTION_BYTES) ||
-			    inside(stack[i], &tcp_recvmsg_locked, FUNCTION_BYTES) ||
-			    inside(stack[i], &tcp_splice_read, FUNCTION_BYTES))
-				return false;
-			fused |= inside(stack[i], &tcp_bpf_recvmsg, FUNCTION_BYTES);
+			if (inside(stack[i], &tcp_recvmsg, RECEIVE_BYTES) ||
+			    inside(stack[i], &tcp_recvmsg_locked, RECEIVE_BYTES) ||
+			    inside(stack[i], &tcp_splice_read, RECEIVE_BYTES))
+				return SLEEPS_IN_TCP;
+			if (inside(stack[i], &tcp_bpf_recvmsg, RECEIVE_BYTES))
+				found = SLEEPS_FUSED;
+			if (found == SLEEPS_IN_TCP &&
+			    (inside(stack[i], &inet_stream_connect, CONNECT_BYTES) ||
+			     inside(stack[i], &__inet_stream_connect, CONNECT_BYTES)))
+				return SLEEPS_CONNECTING;
 		}
 	}
-	return fused;
+	return found;
 }
 
 /*
- * Who waits in the peer's wait queue; epoll does while it watches the socket.  Whether
- * a sleeping reader is inside TCP is told at a closer look only.  A global function:
- * the verifier walks through its loop once, and not for every way that leads to a
- * call.
+ * Who waits in the peer's wait queue; epoll does while it watches the socket.
+ * harmless: 0, or the SLEEPS_... that is none inside TCP, which takes a closer look.
+ * A global function: the verifier walks through its loop once, and not for every way
+ * that leads to a call.
  */
-__weak u32 waiters_of(u64 address, bool look_closer)
+__weak u32 waiters_of(u64 address, u32 harmless)
 {
 	struct tcp_sock *peer = (void *)address;
 	struct socket *socket = READ(sk_of(peer), sk_socket);
@@ -351,12 +363,12 @@ __weak u32 waiters_of(u64 address, bool look_closer)
 
 	if (!socket)
 		return WAITER_LATER;
-	if (!&woken_wake_function || !&ep_poll_callback)
-		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
 	head = &READ(sk_of(peer), sk_wq)->wait.head;
 	pos = READ(head, next);
 	if (pos == head)
 		return READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
+	if (!&woken_wake_function || !&ep_poll_callback)
+		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
 	for (int i = 0; i < MAX_WAITERS; i++) {
 		struct wait_queue_entry *waiter;
 		const void *func;
@@ -365,7 +377,7 @@ __weak u32 waiters_of(u64 address, bool look_closer)
 			 bpf_core_field_offset(struct wait_queue_entry, entry);
 		func = (const void *)READ(waiter, func);
 		if (func == &woken_wake_function) {
-			if (!look_closer || !waits_for_fused(address_of(waiter)))
+			if (!harmless || sleeps_in(address_of(waiter)) != harmless)
 				found |= WAITER_IN_TCP;
 		} else if (func == &ep_poll_callback) {
 			struct eppoll_entry *entry =
@@ -385,7 +397,7 @@ __weak u32 waiters_of(u64 address, bool look_closer)
 
 static __always_inline u32 waiters(struct tcp_sock *peer)
 {
-	return waiters_of(address_of(peer), false);
+	return waiters_of(address_of(peer), 0);
 }
 
 /*

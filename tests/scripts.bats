@@ -326,6 +326,20 @@ finish_unread() {
   BPFTOOL=$tool refused 4 'needs the guard' "$here/load.sh" --quiet --careful
 }
 
+@test "with hidden kernel addresses: load.sh says what mends it; who waits for its connection stays with TCP" {
+  sed 's/^[0-9a-f]*/0000000000000000/' /proc/kallsyms >"$BATS_TEST_TMPDIR/kallsyms"
+  run hidden "mount --bind $BATS_TEST_TMPDIR/kallsyms /proc/kallsyms" "$here/load.sh" 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *"addresses are hidden: "*"; else: sysctl kernel.kptr_restrict=1, and load again"* ]]
+  "$here/bench/load" --epoll rr 100 1 0 0 >/dev/null
+  counters
+  (($(counter ends_left_out) > 0 && $(counter fused_messages) == 0))
+  unload --quiet
+  run "$here/load.sh" 3>&-
+  [[ $output != *hidden* ]]
+}
+
 @test "--help lists every option and the exit codes" {
   local script
   for script in load unload trace_bpf_output trace_lo_traffic deps; do

@@ -898,6 +898,44 @@ static int run_repair(void)
 	return 0;
 }
 
+/*
+ * early: a reader goes to sleep before its connection is established, since the
+ * accept queue is full (the SYN is sent again a second later); what the other end sends
+ * reaches it.
+ */
+static void *early_reader(void *fd)
+{
+	unsigned char buffer[5];
+
+	recv_all((intptr_t)fd, buffer, sizeof(buffer));
+	check_bytes(buffer, 1, 0, sizeof(buffer));
+	return NULL;
+}
+
+static int run_early(void)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port), first, fd;
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", port, &address);
+	pthread_t reader;
+
+	listen(listener, 0); /* takes one */
+	first = connect_from(0, "127.0.0.1", port);
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	if (!connect(fd, (void *)&address, length) || errno != EINPROGRESS)
+		fail("the accept queue is not full");
+	fcntl(fd, F_SETFL, 0);
+	if (pthread_create(&reader, NULL, early_reader, (void *)(intptr_t)fd))
+		fail("pthread_create");
+	usleep(100000);
+	close(accept(listener, NULL, NULL));
+	send_all(accept(listener, NULL, NULL), bytes_at(1, 0), 5);
+	pthread_join(reader, NULL);
+	close(first);
+	printf("early=1\n");
+	return 0;
+}
+
 /* shutdown: what is sent after shutdown(SHUT_WR) fails as it does with TCP. */
 static int run_shutdown(void)
 {
@@ -1287,6 +1325,7 @@ static int run_again(char **args)
  *	rcvbuf N	SO_RCVBUF of the reader
  *	edge		an edge-triggered epoll watches the reader
  *	sendfile N [TIMES]	by sendfile(), and read after each
+ *	pace N [TIMES]	in one send() each, and read after each
  */
 struct steps {
 	int pair[2];
@@ -1343,6 +1382,11 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 	} else if (!strcmp(name, "sendfile")) {
 		for (; times; times--)
 			sendfile_step(steps, n);
+	} else if (!strcmp(name, "pace")) {
+		for (; times; times--) {
+			take_step(steps, "send", n, 1);
+			read_step(steps, n, ANY_FLAGS);
+		}
 	} else if (!strcmp(name, "read")) {
 		read_step(steps, n, ANY_FLAGS);
 	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
@@ -1421,6 +1465,8 @@ int main(int argc, char **argv)
 		return run_repair();
 	if (argc == 2 && !strcmp(argv[1], "shutdown"))
 		return run_shutdown();
+	if (argc == 2 && !strcmp(argv[1], "early"))
+		return run_early();
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "again"))
@@ -1429,6 +1475,6 @@ int main(int argc, char **argv)
 		return run_steps();
 	fprintf(stderr, "usage: traffic "
 			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown|leave|again|steps ...\n");
+			"mptcp|repair|shutdown|early|leave|again|steps ...\n");
 	return 2;
 }
