@@ -5,7 +5,7 @@ median() {
   sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
 }
 
-# Sockets of processes in these two are plain TCP and fused; nothing may be on above.
+# Sockets of processes in these are plain TCP, fused, and none; nothing may be on above.
 PLAIN=/sys/fs/cgroup/plain FUSED=/sys/fs/cgroup/fused UNIX=/sys/fs/cgroup/unix
 make_cgroups() {
   mkdir "$PLAIN" "$FUSED" "$UNIX"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # profile.sh FILE: where the time goes, by perf, on plain TCP and fused: for each case
-# a flame graph as text, in Markdown (make bench).  Inside isolate.sh only.
+# a flame graph as text, in Markdown (make benchmarks).  Inside isolate.sh only.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=bench/helpers.bash

@@ -29,6 +29,9 @@ leave() {
   find "$box" -depth -type d -exec rmdir {} +
 }
 
+for old in "$cgroup2"/sockfuse-test.*; do # of one that was killed
+  [[ ! -d $old || -d /proc/${old##*.} ]] || find "$old" -depth -type d -exec rmdir {} +
+done
 mkdir "$box"
 unshare=
 trap leave EXIT
