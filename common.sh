@@ -9,6 +9,7 @@ readonly PIN_REDIR=$BPFFS/bpf_redir
 readonly PIN_MAP=$BPFFS/sock_ops_map
 readonly PIN_DIR=$BPFFS/sockfuse
 readonly CONNECTIONS=$PIN_DIR/connections # an iterator for each sockhash, by its id
+readonly ADOPT=$PIN_DIR/adopt             # the iterator that puts older ones in
 readonly STAGING=$PIN_DIR/staging
 # The maps that outlive a reload; their names say that a program is ours.
 readonly SETTINGS=fuse_settings
@@ -17,6 +18,7 @@ readonly MARKS=fuse_marks
 readonly GUARDED=fuse_guarded
 readonly DIRECTIONS=fuse_directions
 readonly EXCLUDED=fuse_excluded
+readonly ADOPTERS=fuse_adopters
 readonly LOCK=/run/sockfuse.lock
 readonly LOCK_WAIT=60 # seconds
 
@@ -182,11 +184,32 @@ our_settings() {
     | unique[]'
 }
 
-# set_setting MAP_REFERENCE... NAME VALUE (0 or 1): changes one byte of struct
-# settings; the map's BTF says which.
-set_setting() {
-  local map=("${@:1:$#-2}") name=${*: -2:1} value=${*: -1} bytes
-  read -ra bytes < <("$BPFTOOL" -j map dump "${map[@]}" | jq -r --arg name "$name" --argjson value "$value" '
-    .[0].formatted.value | .[$name] = $value | [.[]] | join(" ")')
+# settings_in MAP_REFERENCE...: struct settings as a JSON object
+settings_in() {
+  "$BPFTOOL" -j map dump "$@" | jq -c '.[0].formatted.value'
+}
+
+# set_settings MAP_REFERENCE... JSON: changes the members of struct settings that
+# are in the object; all of it is bytes, and the map's BTF says in which order.
+set_settings() {
+  local map=("${@:1:$#-1}") changes=${*: -1} bytes
+  read -ra bytes < <(settings_in "${map[@]}" | jq -r --argjson changes "$changes" '. + $changes | [.[]] | flatten | join(" ")')
   "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}"
+}
+
+# in_each_netns COMMAND...: here, and in every other network namespace that a
+# process is in
+in_each_netns() {
+  local own ns pid
+  "$@" </dev/null || true
+  command -v lsns nsenter >/dev/null || return 0
+  own=$(readlink /proc/self/ns/net)
+  lsns -n -t net -o NS,PID | while read -r ns pid; do
+    [[ "net:[$ns]" == "$own" ]] || nsenter --net="/proc/$pid/ns/net" "$@" </dev/null || true
+  done
+}
+
+# What is old enough enters the map when it has been read twice.
+read_adopt() {
+  in_each_netns cat "$ADOPT" 2>/dev/null
 }

@@ -8,7 +8,8 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 usage() {
   cat <<EOF
 Usage: ${0##*/} [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
-               [--account] [--no-guard | --careful] [--config FILE] [--quiet]
+               [--adopt | --min-age SECONDS] [--account] [--no-guard | --careful]
+               [--config FILE] [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -20,6 +21,9 @@ what is loaded; live connections go on.
                          ports: numbers and ranges, as 80,443,6000-6010
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
+  --adopt                the connections that are established already, too
+  --min-age SECONDS      only connections that are so old (1 to 255), for as long as
+                         $(name_of adopt) runs: short ones then pay nothing
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
@@ -42,13 +46,15 @@ EOF
 CGROUP=
 EXCLUDE=
 MAX_CONNECTIONS=65536
+ADOPTING=
+MIN_AGE=0
 ACCOUNT=
 GUARD=1
 CAREFUL=
 parse_arguments() {
   while (($#)); do
     case $1 in
-      --cgroup | --exclude-port | --max-connections | --config)
+      --cgroup | --exclude-port | --max-connections | --min-age | --config)
         [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
         ;;&
       --cgroup)
@@ -63,10 +69,15 @@ parse_arguments() {
         MAX_CONNECTIONS=$2
         shift
         ;;
+      --min-age)
+        MIN_AGE=$2
+        shift
+        ;;
       --config)
         read_config "$2"
         shift
         ;;
+      --adopt) ADOPTING=1 ;;
       --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
@@ -80,6 +91,10 @@ parse_arguments() {
   if [[ ! $MAX_CONNECTIONS =~ ^[1-9][0-9]{0,7}$ ]] || ((MAX_CONNECTIONS > 16777216)); then
     die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
   fi
+  [[ $MIN_AGE == 0 ]] || {
+    [[ $MIN_AGE =~ ^[1-9][0-9]{0,2}$ ]] && ((MIN_AGE <= 255))
+  } || die "$EX_USAGE" "--min-age: not a number of seconds from 1 to 255: $MIN_AGE" "see: $0 --help"
+  [[ $MIN_AGE == 0 ]] || ADOPTING=1
   excluded_ports >/dev/null
 }
 
@@ -128,6 +143,9 @@ need_host() {
     die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
   [[ -r /sys/kernel/btf/vmlinux ]] ||
     die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
+  # Who is adopted needs callbacks of the sockops program.
+  [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
+    die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
 }
 
 find_cgroup() {
@@ -144,8 +162,8 @@ find_cgroup() {
 build() {
   local name source stale=
   [[ -e $here/Makefile ]] || return 0 # installed
-  for name in bpf_contrack bpf_redirect bpf_guard bpf_status; do
-    for source in "$here/bpf/$name.bpf.c" "$here/bpf/bpf_sockmap.h" "$here/vmlinux.h"; do
+  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_status; do
+    for source in "$here/bpf/$name.bpf.c" "$here"/bpf/*.h "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
   done
@@ -220,8 +238,7 @@ stage() {
     OLD_SETTINGS=$settings
   elif [[ $settings ]]; then
     reuse_settings=(map name "$SETTINGS" id "$settings")
-    read -r FUSE_BEFORE CAREFUL_BEFORE < <("$BPFTOOL" -j map dump id "$settings" |
-      jq -r '.[0].formatted.value | "\(.fuse) \(.careful)"')
+    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, cgroup}')
     SETTINGS_MAP=(id "$settings")
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
@@ -293,6 +310,30 @@ iterator() {
   }
 }
 
+# The iterator that adopts.  libbpf finds maps by their names in /sys/fs/bpf, so
+# that is where ours stand for once.
+adopter() {
+  local log
+  [[ $ADOPTING ]] || return 0
+  run "$BPFTOOL" map create "$STAGING/maps/$ADOPTERS" type array_of_maps key 4 value 4 entries 1 \
+    name "$ADOPTERS" inner_map pinned "$STAGING/sock_ops_map"
+  run "$BPFTOOL" map update pinned "$STAGING/maps/$ADOPTERS" key 0 0 0 0 value pinned "$STAGING/sock_ops_map"
+  set -- mount --bind "$STAGING/maps" "$BPFFS" \&\& "$BPFTOOL" iter pin "$here/bpf/bpf_adopt.bpf.o" "$BPFFS/adopt"
+  say "+ unshare --mount bash -c '$*'"
+  log=$(unshare --mount bash -c "$*" 2>&1) ||
+    die "$EX_FAILED" "--adopt: $(load_error <<<"$log")" "leave it out"
+  run mv "$STAGING/maps/adopt" "$STAGING/adopt"
+}
+
+# cgroup_id: of the cgroup, as a JSON array of its bytes, the lowest first
+cgroup_id() {
+  local id byte
+  id=$(stat -c %i "$CGROUP")
+  for byte in {0..7}; do
+    echo $((id >> 8 * byte & 255))
+  done | jq -sc .
+}
+
 # The verdict program first: a socket gets it when it enters the map.  The new
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
@@ -301,10 +342,9 @@ attach() {
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
   run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
-  set_setting "${SETTINGS_MAP[@]}" account "${ACCOUNT:-0}"
-  set_setting "${SETTINGS_MAP[@]}" careful "${CAREFUL:-0}"
-  [[ ! $CAREFUL ]] || set_setting "${SETTINGS_MAP[@]}" marks 1
-  set_setting "${SETTINGS_MAP[@]}" fuse 1
+  [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
+  set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
+    \"min_age\": $MIN_AGE, \"cgroup\": $(cgroup_id)}"
   run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
     die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
       "see: $BPFTOOL cgroup show $CGROUP effective"
@@ -349,9 +389,11 @@ commit() {
   run mv -fT "$STAGING/maps/$GUARDED" "$PIN_DIR/$GUARDED"
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
+  [[ ! -e $ADOPT || $ADOPTING ]] || run rm -f "$ADOPT"
+  [[ ! $ADOPTING ]] || run mv -fT "$STAGING/adopt" "$ADOPT"
   commit_iterator
   detach_all_but "$NEW_ID"
-  [[ ! $OLD_SETTINGS ]] || set_setting id "$OLD_SETTINGS" fuse 0 # nobody could later
+  [[ ! $OLD_SETTINGS ]] || set_settings id "$OLD_SETTINGS" '{"fuse": 0}' # nobody could later
   run rm -rf "$STAGING"
   trap - EXIT
 }
@@ -361,11 +403,9 @@ undo() {
   trap '' INT TERM HUP
   set +e
   [[ ! $NEW_ID ]] || detach_all_but "$OLD_IDS" >/dev/null
-  if [[ ${FUSE_BEFORE-} ]]; then
-    set_setting "${SETTINGS_MAP[@]}" fuse "$FUSE_BEFORE"
-    set_setting "${SETTINGS_MAP[@]}" careful "$CAREFUL_BEFORE"
+  if ((${#SETTINGS_MAP[@]})); then
+    set_settings "${SETTINGS_MAP[@]}" "${SETTINGS_BEFORE:-{\"fuse\": 0\}}" 2>/dev/null
   fi
-  [[ ${FUSE_BEFORE-} || ${#SETTINGS_MAP[@]} == 0 ]] || set_setting "${SETTINGS_MAP[@]}" fuse 0 2>/dev/null
   rm -rf "$STAGING"
   rmdir "$PIN_DIR" 2>/dev/null # only if nothing was loaded before
   [[ ! $MOUNTED ]] || umount "$BPFFS"
@@ -377,10 +417,21 @@ symbols_hidden() {
   ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }
 
+# What is there already, noted by the first and put in by the second
+adopt() {
+  [[ $ADOPTING ]] || return 0
+  say "+ cat $ADOPT (twice, in each network namespace)"
+  read_adopt
+  read_adopt
+}
+
 report() {
   ! symbols_hidden ||
     say "Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
-  say "sockfuse is on: loopback TCP connections in $CGROUP from now on, up to $MAX_CONNECTIONS at a time."
+  local which="from now on"
+  [[ ! $ADOPTING ]] || which="old and new"
+  ((MIN_AGE == 0)) || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
+  say "sockfuse is on: loopback TCP connections in $CGROUP $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
@@ -389,7 +440,7 @@ need_root "$@"
 need_host
 find_cgroup
 build
-MOUNTED='' FUSE_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
+MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 take_lock
 trap undo EXIT
 trap 'exit 130' INT
@@ -402,7 +453,9 @@ stage
 exclude
 guard
 iterator
+adopter
 attach
 check
 commit
+adopt
 report

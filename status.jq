@@ -54,6 +54,7 @@ def load_command($load):
   + (.cgroup // empty | if . == "" then [] else ["--cgroup", @sh] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
+  + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
   + (if .policy.careful then ["--careful"] elif .guard.loaded then [] else ["--no-guard"] end)
   | join(" ");
@@ -82,7 +83,8 @@ def loaded($kernel):
       policy: {
         excluded_ports: ([.excluded | shown[]?.formatted.key] | sort | ranges),
         accounting: ($settings.account == 1),
-        careful: ($settings.careful == 1)
+        careful: ($settings.careful == 1),
+        min_age_seconds: $settings.min_age
       },
       guard: {
         loaded: (.guard != ""),
@@ -127,6 +129,7 @@ def summary:
     "  cgroup     \(.cgroup | or_none)",
     "  programs   \([.programs[] | "\(.name) \(.id) (tag \(.tag))"] | join(", "))",
     "  policy     loopback\(if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
+      if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" else "off" end)\(if .guard.services == [] then "" else
       ", by TCP: \([.guard.services[] | service] | join(", "))" end)",

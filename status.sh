@@ -72,6 +72,7 @@ shown() {
 expected_pins() {
   printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
+  ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   [[ ! -e $PIN_DIR/guard ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_guard.bpf.o" |
     jq -r --arg path "$PIN_DIR/guard/" '.types[] | select(.kind == "FUNC" and (.name | startswith("guard_"))) | $path + .name'
 }
@@ -103,6 +104,7 @@ read_state() {
   attached=$(our_attachments)
   [[ -e $PIN_SOCKOPS ]] || sockops=(id "${attached%% *}")
   shown prog show "${sockops[@]}" >"$TMP/sockops"
+  shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
   read -r map counters guarded excluded < <(with_status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
@@ -116,27 +118,16 @@ read_state() {
     --slurpfile sockops "$TMP/sockops" \
     --slurpfile redir "$TMP/redir" \
     --slurpfile map <(shown map show id "$map") \
-    --slurpfile settings <(shown map dump id "$settings") \
+    --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
     --slurpfile guarded <(shown map dump id "$guarded") \
     --slurpfile excluded <(shown map dump id "$excluded") '$ARGS.named'
 }
 
-# ss(8) in every network namespace that a process is in.
-all_ss() {
-  local own ns pid
-  command -v ss >/dev/null || return 0
-  ss -Htnep || true
-  command -v lsns nsenter >/dev/null || return 0
-  own=$(readlink /proc/self/ns/net)
-  lsns -n -t net -o NS,PID | while read -r ns pid; do
-    [[ "net:[$ns]" == "$own" ]] || nsenter --net="/proc/$pid/ns/net" ss -Htnep </dev/null || true
-  done
-}
-
 # "COOKIE PID..." of each TCP socket whose processes are known.
 read_processes() {
-  all_ss 2>/dev/null | awk -F '",pid=' '
+  command -v ss >/dev/null || return 0
+  in_each_netns ss -Htnep 2>/dev/null | awk -F '",pid=' '
     NF > 1 {
       found = substr($0, index($0, " sk:") + 4, 20)
       sub(/ .*/, "", found)

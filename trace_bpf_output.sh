@@ -37,7 +37,7 @@ find_tracefs() {
 set_trace() {
   (
     take_lock
-    [[ ! -e $PIN_DIR/$SETTINGS ]] || set_setting pinned "$PIN_DIR/$SETTINGS" trace "$1"
+    [[ ! -e $PIN_DIR/$SETTINGS ]] || set_settings pinned "$PIN_DIR/$SETTINGS" "{\"trace\": $1}"
   )
 }
 

@@ -38,7 +38,7 @@ switch_off() {
   local id
   for id in "${settings[@]}"; do
     say "+ fuse = 0 in map $id"
-    set_setting id "$id" fuse 0
+    set_settings id "$id" '{"fuse": 0}'
   done
 }
 

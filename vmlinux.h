@@ -72,6 +72,25 @@ struct page_counter {
 	struct page_counter *parent;
 };
 
+/* linux/cgroup-defs.h, linux/kernfs.h */
+struct kernfs_node {
+	u64 id; /* the inode number of the directory */
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
 struct mem_cgroup {
 	struct page_counter memory;
 	struct page_counter tcpmem; /* cgroup v1 only */
@@ -214,6 +233,7 @@ struct sock {
 	struct socket_wq *sk_wq;
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
+	struct sock_cgroup_data sk_cgrp_data;
 	struct bpf_local_storage *sk_bpf_storage;
 	socket_lock_t sk_lock;
 	u32 sk_tsflags;	    /* SO_TIMESTAMPING; u16 before 6.6 */
@@ -244,9 +264,12 @@ struct tcp_sock {
 	u32 copied_seq; /* first byte the reader has not taken */
 	u32 write_seq;	/* first byte the writer has not queued */
 	u32 snd_una;
+	u32 snd_nxt;
 	u32 data_segs_out; /* segments with data, sent by TCP */
 	u64 bytes_received;
 	u64 bytes_acked;
+	u64 bytes_sent;	    /* with what was sent again */
+	u64 bytes_retrans;  /* that alone */
 	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
 };
@@ -304,6 +327,11 @@ struct bpf_iter__sockmap {
 	struct bpf_map *map;
 	void *key;
 	struct sock *sk; /* NULL in the last call */
+};
+
+/* net/ipv4/tcp_ipv4.c: what an iter/tcp program is given */
+struct bpf_iter__tcp {
+	struct sock_common *sk_common; /* NULL in the last call */
 };
 
 #pragma clang attribute pop

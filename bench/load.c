@@ -8,7 +8,8 @@
  *	--unix		AF_UNIX stream sockets instead of TCP over 127.0.0.1
  *	--epoll		event loops instead of a thread for each connection
  *	--connections N	so many at a time (1)
- *	--after S	of a stream: what comes before so many seconds does not count
+ *	--after S	what comes before so many seconds does not count; not with
+ *			--epoll, nor of connect and pipe
  *	--netns FILE	the end that listens is in this network namespace (setns(2))
  *	--address A	and has this address, of IPv4
  * load pipe SIZE SECONDS CPU: writes of SIZE bytes into a pipe, read again.
@@ -471,7 +472,7 @@ static void parse(int argc, char **argv)
 	size = atol(argv[1]);
 	if (size < 1 || size > BUFFER || connections < 1 ||
 	    connections > MAX_CONNECTIONS || (event_loops && kind != RR) ||
-	    (after && kind != STREAM))
+	    (after && (kind > STREAM || event_loops)))
 		usage();
 }
 

@@ -68,6 +68,7 @@ measure() {
   local round mode case options=(--connections "$6")
   [[ $5 != epoll ]] || options+=(--epoll)
   [[ $5 != lasting ]] || options+=("${lasting[@]}")
+  [[ $4/$5 != rr/min-age ]] || options+=(--after 3)
   case=$(case_of "${@:4}" "$1")
   say "$case"
   for ((round = 0; round < rounds; round++)); do
@@ -137,11 +138,12 @@ measure_remote() {
   done <<<$'rr 64\nstream 65536\nconnect 64'
 }
 
+# measure_applications HOW NAME...
 measure_applications() {
   local name connections bytes unit modes round mode case
-  start_applications
   while read -r name connections bytes unit modes; do
-    case=$(case_of "$name" application "$connections" "$bytes" all)
+    [[ " ${*:2} " == *" $name "* ]] || continue
+    case=$(case_of "$name" "$1" "$connections" "$bytes" all)
     say "$case"
     for ((round = 0; round < rounds; round++)); do
       # shellcheck disable=SC2086 # words
@@ -150,6 +152,16 @@ measure_applications() {
       done
     done
   done < <(printf '%s\n' "${APPLICATIONS[@]}")
+}
+
+# With load.sh --min-age 1: what is short is never fused, what lasts is.
+measure_aged() {
+  "$here/../load.sh" --quiet --cgroup "$FUSED" --max-connections 131072 --min-age 1
+  "$here/../adopt.sh" --quiet --every 1 &
+  measure one 0 0 connect min-age 1 64
+  [[ $last_cpu == 0 ]] || measure two 0 "$last_cpu" connect min-age 1 64
+  measure one 0 0 rr min-age 1 64
+  ! ((${#APPLICATIONS[@]})) || measure_applications min-age wrk-nginx-close wrk-nginx-sendfile wrk-nginx-no-sendfile
 }
 
 for case in "${CASES[@]}"; do
@@ -161,13 +173,15 @@ for case in "${CASES[@]}"; do
 done
 ((${#IDLE[@]} == 0)) || measure_scale "${IDLE[@]}"
 measure_remote
-if ((${#APPLICATIONS[@]})); then
-  if [[ -e $ROOT/.complete ]]; then
-    measure_applications
-  else
-    echo "run.sh: no Debian root, so no applications; try: make check, or DEBIAN_MIRROR=URL make bench" >&2
-  fi
+if ((${#APPLICATIONS[@]})) && [[ ! -e $ROOT/.complete ]]; then
+  echo "run.sh: no Debian root, so no applications; try: make check, or DEBIAN_MIRROR=URL make bench" >&2
+  APPLICATIONS=()
 fi
+if ((${#APPLICATIONS[@]})); then
+  start_applications
+  measure_applications application "${APPLICATIONS[@]%% *}"
+fi
+measure_aged
 say ""
 jq -s --arg kernel "Linux $(uname -r)" --arg date "$(date -u +%F)" --argjson processors "$(nproc)" \
   --arg processor "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" \

@@ -7,7 +7,7 @@
  * sock_map_unhash).  The two ends enter one after the other, in any order and
  * sometimes late: bpf_redirect.bpf.c sends by TCP until it finds its peer.
  */
-#include "bpf_sockmap.h"
+#include "bpf_enter.h"
 
 #define E2BIG 7
 #define SOL_SOCKET 1 /* asm-generic/socket.h, as the options */
@@ -19,109 +19,8 @@
 #define RCV_SHUTDOWN 1
 #define PROBING_NS 1000000000
 #define LEAVING_NS 200000000
-#define LOOPBACK_NET bpf_htonl(0x7f000000)
-#define LOOPBACK_MASK bpf_htonl(0xff000000)
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/* addr: network byte order */
-static __always_inline bool is_loopback4(u32 addr)
-{
-	return (addr & LOOPBACK_MASK) == LOOPBACK_NET;
-}
-
-/* words: network byte order; ::1 or ::ffff:127.0.0.0/104 */
-static __always_inline bool is_loopback6(u32 w0, u32 w1, u32 w2, u32 w3)
-{
-	if (w0 || w1)
-		return false;
-	return w2 ? w2 == bpf_htonl(0xffff) && is_loopback4(w3) : w3 == bpf_htonl(1);
-}
-
-/* Ports, as load.sh --exclude-port names them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, u16);
-	__type(value, u8);
-} fuse_excluded SEC(".maps");
-
-/* The end that accepted has the port that its service listens on. */
-static __always_inline u16 service_port(struct bpf_sock_ops *skops)
-{
-	return skops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
-		       ? skops->local_port
-		       : bpf_ntohl(skops->remote_port);
-}
-
-/* Policy of load.sh, and what bpf_guard.bpf.c has learned. */
-static __always_inline bool kept_out(struct bpf_sock_ops *skops, struct tcp_sock *tp)
-{
-	u16 port = service_port(skops);
-	struct service service = {
-		.netns = sk_of(tp)->__sk_common.skc_net.net->ns.inum,
-		.port = port,
-	};
-
-	if (bpf_map_lookup_elem(&fuse_excluded, &port)) {
-		COUNT(ends_excluded);
-		return true;
-	}
-	if (bpf_map_lookup_elem(&fuse_guarded, &service)) {
-		COUNT(ends_guarded);
-		return true;
-	}
-	return false;
-}
-
-/* Policy: which connections may be fused at all. */
-static __always_inline bool both_ends_loopback(struct bpf_sock_ops *skops)
-{
-	if (skops->family == AF_INET)
-		return is_loopback4(skops->local_ip4) && is_loopback4(skops->remote_ip4);
-	if (skops->family == AF_INET6)
-		return is_loopback6(skops->local_ip6[0], skops->local_ip6[1],
-				    skops->local_ip6[2], skops->local_ip6[3]) &&
-		       is_loopback6(skops->remote_ip6[0], skops->remote_ip6[1],
-				    skops->remote_ip6[2], skops->remote_ip6[3]);
-	return false;
-}
-
-/*
- * Readers inside the kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never
- * sees fused bytes; nor does one that went to sleep in tcp_recvmsg() before the
- * handshake ended, which only the client of a connect() that does not wait can.
- */
-static __always_inline bool left_out(struct tcp_sock *tp)
-{
-	return BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp) ||
-	       waiters_of(address_of(tp), SLEEPS_CONNECTING) & WAITER_IN_TCP;
-}
-
-static __always_inline void trace_end(struct bpf_sock_ops *skops)
-{
-	u32 op = skops->op, lport = skops->local_port;
-	u32 rport = bpf_ntohl(skops->remote_port);
-	u32 local[4] = { skops->local_ip6[0], skops->local_ip6[1], skops->local_ip6[2],
-			 skops->local_ip6[3] };
-	u32 remote[4] = { skops->remote_ip6[0], skops->remote_ip6[1],
-			  skops->remote_ip6[2], skops->remote_ip6[3] };
-
-	if (skops->family == AF_INET) {
-		local[3] = skops->local_ip4;
-		remote[3] = skops->remote_ip4;
-		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d", op,
-			   &local[3], lport, &remote[3], rport);
-	} else if (local[2]) {
-		bpf_printk(
-			"sockfuse: ipv4 in ipv6 op = %d, %pI4 port %d --> %pI4 port %d",
-			op, &local[3], lport, &remote[3], rport);
-	} else {
-		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d", op,
-			   local, lport, remote, rport);
-	}
-}
 
 static __always_inline void account(struct bpf_sock_ops *skops)
 {
@@ -136,39 +35,49 @@ static __always_inline void account(struct bpf_sock_ops *skops)
 		direction->since = bpf_ktime_get_ns();
 }
 
+/*
+ * A reader that went to sleep in tcp_recvmsg() before the handshake ended, which only
+ * the client of a connect() that does not wait can, would not see fused bytes.
+ */
+static __always_inline bool reader_asleep(struct tcp_sock *tp)
+{
+	return waiters_of(address_of(tp), SLEEPS_CONNECTING) & WAITER_IN_TCP;
+}
+
 static __always_inline void track(struct bpf_sock_ops *skops)
 {
+	bool connected = skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
 	struct settings *set = array_value(&fuse_settings);
+	struct bpf_sock *sk = skops->sk;
 	struct pair_key key;
 	struct tcp_sock *tp;
+	u32 outcome;
 	long err;
 
-	if (!set || !set->fuse)
+	if (!set || !set->fuse || set->min_age)
 		return;
-	if (!skops->sk)
-		return;
-	tp = bpf_skc_to_tcp_sock(skops->sk);
-	if (!tp)
+	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tp || !both_ends_loopback(tp))
 		return;
 	if (set->trace)
-		trace_end(skops);
-	if (kept_out(skops, tp))
-		return;
-	if (left_out(tp)) {
-		COUNT(ends_left_out);
+		trace_end(tp, connected);
+	outcome = kept_out(tp, connected);
+	if (!outcome && reader_asleep(tp))
+		outcome = OUTCOME(ends_left_out);
+	if (outcome) {
+		count(outcome);
 		return;
 	}
 
-	key = own_key(tp, skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB);
+	key = own_key(tp, connected);
 	/* BPF_NOEXIST: who comes later with a known key never takes it over. */
 	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
 	if (!err) {
 		COUNT(ends_tracked);
 		if (set->account)
 			account(skops);
-		bpf_sock_ops_cb_flags_set(
-			skops, skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
-				       BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(skops,
+					  skops->bpf_sock_ops_cb_flags | CALLBACKS);
 	} else if (err == -E2BIG) {
 		COUNT(ends_map_full);
 	} else {
@@ -439,8 +348,7 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		if (both_ends_loopback(skops))
-			track(skops);
+		track(skops);
 	}
 	/*
 	 * Always 1: 0 becomes -EPERM in bpf_prog_run_array_cg(), and

@@ -73,21 +73,23 @@ static __always_inline u64 mark(struct sock *sk, u64 add)
 
 /*
  * Its service takes TCP from the next connection on.  Which end accepted tells
- * the key under which the socket is stored: the sequence number is one more.
+ * the key under which the socket is stored: the sequence number is one more; of one
+ * that may be adopted later, its counters.
  */
 static __always_inline void learn(struct sock *sk, u32 reason)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct pair_key stored, active;
 	struct service service;
+	struct pair_key stored;
+	bool connected;
 
-	if (!tp || !stored_key(tp, &stored))
+	if (!tp)
 		return;
-	active = own_key(tp, true);
-	service.netns = sk->__sk_common.skc_net.net->ns.inum;
-	service.port = stored.sender_isn == active.sender_isn
-			       ? bpf_ntohs(sk->__sk_common.skc_dport)
-			       : sk->__sk_common.skc_num;
+	if (stored_key(tp, &stored))
+		connected = stored.sender_isn == own_key(tp, true).sender_isn;
+	else if (!tell_end(tp, &connected))
+		return;
+	service = service_of(tp, connected);
 	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
 }
 
@@ -100,6 +102,17 @@ static __always_inline bool may_splice(struct sock *sk)
 
 	return set && set->careful && psock && !(mark(sk, MARK_READER) & MARK_PLAIN) &&
 	       no_fused_bytes(psock);
+}
+
+/* load.sh --min-age: in the middle of a transfer, EINVAL would come as a surprise. */
+static __always_inline bool may_be_adopted(struct sock *sk)
+{
+	struct settings *set = array_value(&fuse_settings);
+
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	return tp && set && set->min_age && both_ends_loopback(tp) &&
+	       (void *)sk->__sk_common.skc_prot->recvmsg == &tcp_recvmsg;
 }
 
 /*
@@ -120,9 +133,14 @@ int guard_splice(u64 *ctx)
 		return 0;
 	socket = bpf_sock_from_file(file);
 	sk = socket ? socket->sk : NULL;
-	if (!sk || (void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg)
+	if (!sk)
 		return 0;
-	if (may_splice(sk))
+	if (may_be_adopted(sk)) {
+		learn(sk, REASON_SPLICE);
+		return 0;
+	}
+	if ((void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg ||
+	    may_splice(sk))
 		return 0;
 	learn(sk, REASON_SPLICE);
 	return -EINVAL;

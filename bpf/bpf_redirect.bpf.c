@@ -263,20 +263,37 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 	       waiters_of(address_of(peer), SLEEPS_FUSED) & WAITER_IN_TCP;
 }
 
+static __always_inline bool never_waits(struct tcp_sock *peer)
+{
+	struct socket *socket = READ(sk_of(peer), sk_socket);
+	struct file *file = READ(socket, file);
+
+	return READ(file, f_flags) & O_NONBLOCK;
+}
+
 /*
  * True for the first message after a fallback while a reader may be inside
  * tcp_recvmsg().  Once it is seen not to be, no reader can get there before
  * the next TCP byte does.
+ *
+ * The reader of an adopted connection may have been on the way into tcp_recvmsg(),
+ * unseen, when it was adopted; the first message then goes to get it out of there.
+ * One that never waits in recv() comes out by itself.
  */
 static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock *peer,
 					   struct direction *direction)
 {
-	if (!own->data_segs_out)
+	bool adopted = direction && direction->adopted;
+
+	if (!own->data_segs_out && !adopted)
 		return false; /* not a byte has gone by TCP; tracked without a reader */
 	if (!direction)
 		return true;
 	if (direction->returned == (SEEN | own->write_seq))
 		return false;
+	direction->adopted = 0;
+	if (adopted && !never_waits(peer))
+		return true;
 	if (reader_may_be_in_tcp(peer))
 		return true;
 	direction->returned = SEEN | own->write_seq;

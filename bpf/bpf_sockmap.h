@@ -21,6 +21,13 @@
 #define EPOLLET (1U << 31)
 #define O_NONBLOCK 04000 /* but on alpha, mips, parisc and sparc */
 #define MAX_WAITERS 8
+#define LOOPBACK_NET bpf_htonl(0x7f000000)
+#define LOOPBACK_MASK bpf_htonl(0xff000000)
+
+/* bpftool cannot lend maps to an iterator: libbpf finds them by their names. */
+#ifndef PINNING
+#define PINNING LIBBPF_PIN_NONE
+#endif
 
 /*
  * The pair key names a socket by the handshake it took part in: the two
@@ -49,9 +56,12 @@ struct settings {
 	u8 marks;   /* 1: fuse_marks is to be looked at; set by bpf_guard.bpf.c */
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 	u8 account; /* 1: bytes and age of each connection, struct direction */
+	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
+	u8 cgroup[8]; /* its id, the lowest byte first: whose sockets these are */
 };
 
 struct {
+	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
@@ -85,6 +95,7 @@ struct service {
 };
 
 struct {
+	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1024);
@@ -127,6 +138,7 @@ struct counters {
 };
 
 struct {
+	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
@@ -150,7 +162,8 @@ struct direction {
 	u32 small;    /* messages below BULK_BYTES that were fused */
 	u32 streamed; /* count_streamed() */
 	u64 sampled;  /* ktime of the last SAMPLE of small ones */
-	u8 seam; /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u8 seam;    /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
 	u64 leaving_since; /* ktime since which all goes by TCP, to leave the map; or 0 */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* the three as the application had set them */
@@ -162,6 +175,7 @@ struct direction {
 };
 
 struct {
+	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
@@ -429,6 +443,31 @@ static __always_inline struct pair_key own_key(struct tcp_sock *tp, bool connect
 	return key;
 }
 
+/*
+ * Which end is this?  The sequence number of its first byte is one more than
+ * peer_key() says on the end that connected, and the same on the one that accepted.
+ * False: the counters do not tell (a segment that the host itself dropped).
+ */
+static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
+{
+	u32 first = tp->snd_nxt - (u32)tp->bytes_sent + (u32)tp->bytes_retrans;
+	u32 ahead = first - peer_key(tp).sender_isn;
+
+	*connected = ahead == 1;
+	return ahead <= 1;
+}
+
+/* connected: this end did; the one that accepted has the port of its service. */
+static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
+{
+	struct sock_common *common = &sk_of(tp)->__sk_common;
+
+	return (struct service){
+		.netns = common->skc_net.net->ns.inum,
+		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
+	};
+}
+
 /* The key under which the map holds a socket that is in it; false if none. */
 static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
 {
@@ -445,6 +484,34 @@ static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key
 	if (READ(elem, sk) != sk_of(tp))
 		return false;
 	return !bpf_probe_read_kernel(key, sizeof(*key), &elem->key);
+}
+
+/* addr: network byte order */
+static __always_inline bool is_loopback4(u32 addr)
+{
+	return (addr & LOOPBACK_MASK) == LOOPBACK_NET;
+}
+
+/* words: network byte order; ::1 or ::ffff:127.0.0.0/104 */
+static __always_inline bool is_loopback6(u32 *words)
+{
+	if (words[0] || words[1])
+		return false;
+	return words[2] ? words[2] == bpf_htonl(0xffff) && is_loopback4(words[3])
+			: words[3] == bpf_htonl(1);
+}
+
+/* Policy: which connections may be fused at all. */
+static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
+{
+	struct sock_common *common = &sk_of(tp)->__sk_common;
+
+	if (common->skc_family == AF_INET)
+		return is_loopback4(common->skc_rcv_saddr) &&
+		       is_loopback4(common->skc_daddr);
+	return common->skc_family == AF_INET6 &&
+	       is_loopback6(common->skc_v6_rcv_saddr.in6_u.u6_addr32) &&
+	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
 }
 
 /*

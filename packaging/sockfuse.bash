@@ -13,14 +13,15 @@ _sockfuse() {
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
       return
       ;;
-    --exclude-port | --max-connections | --top) return ;;
+    --exclude-port | --max-connections | --min-age | --every | --top) return ;;
   esac
   case ${1##*/} in
-    sockfuse-load) options="--cgroup --exclude-port --max-connections --account --no-guard --careful --config --quiet --help" ;;
+    sockfuse-load) options="--cgroup --exclude-port --max-connections --adopt --min-age --account --no-guard --careful --config --quiet --help" ;;
+    sockfuse-adopt) options="--every --quiet --help" ;;
     sockfuse-unload) options="--quiet --help" ;;
     sockfuse-status) options="--json --prometheus --watch --top --help" ;;
     sockfuse-trace-*) options="--help" ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
 }
-complete -F _sockfuse sockfuse-load sockfuse-unload sockfuse-status sockfuse-trace-bpf-output sockfuse-trace-lo-traffic
+complete -F _sockfuse sockfuse-load sockfuse-unload sockfuse-adopt sockfuse-status sockfuse-trace-bpf-output sockfuse-trace-lo-traffic

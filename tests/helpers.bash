@@ -28,7 +28,7 @@ plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
 
 # set_fuse 0|1: the fuse switch
 set_fuse() {
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0 0
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0 0 0 0 0 0 0 0 0 0 0
 }
 
 # What the whole machine has one of, and only the first network namespace shows.

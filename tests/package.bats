@@ -4,7 +4,7 @@
 load helpers
 
 ROOT=$here/tests/apps/root
-COMMANDS="load unload status trace-bpf-output trace-lo-traffic"
+COMMANDS="load unload adopt status trace-bpf-output trace-lo-traffic"
 
 teardown() {
   unload --quiet
@@ -80,7 +80,13 @@ completed_options() {
 }
 
 # Options that a help text names of another command are none of its own.
-own() { grep -vxE -- "$([[ $1 == status ]] && echo --account || echo none)"; }
+own() {
+  case $1 in
+    status) grep -vx -- --account ;;
+    adopt) grep -vxE -- '--(adopt|min-age)' ;;
+    *) cat ;;
+  esac
+}
 
 @test "every option in a --help is in its man page and in its completion, and no other" {
   local command
@@ -166,6 +172,25 @@ echo "excluded: $(asked .policy.excluded_ports)"
 [[ $(asked .programs) != "$before" ]] && echo "loaded anew"
 systemctl stop sockfuse && echo stopped
 state "stopped"
+echo "--min-age 1" >>/etc/sockfuse.conf
+systemctl start sockfuse
+python3 -c '
+import socket, time
+listener = socket.create_server(("127.0.0.1", 4322))
+client = socket.create_connection(("127.0.0.1", 4322))
+server = listener.accept()[0]
+for i in range(40):
+    client.sendall(b"x" * 1000)
+    server.recv(1000)
+    time.sleep(0.1)
+'
+(($(asked .counters.fused_bytes) > 0)) && echo "adopted"
+systemctl is-active sockfuse-adopt
+sed -i "/--min-age/d" /etc/sockfuse.conf
+systemctl reload sockfuse
+sleep 3
+echo "then $(systemctl is-active sockfuse-adopt)"
+systemctl stop sockfuse
 ansible-playbook -i localhost, -c local -e ansible_become=false -e "sockfuse_package=$(echo /root/sockfuse_*.deb)" \
   -e '{"sockfuse_options": "--account"}' /root/sockfuse.yml
 systemctl is-enabled sockfuse
@@ -180,7 +205,7 @@ echo "left: $(find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | wc -l) pins, $(bp
 END
   local line
   for line in installed "after the installation: 3" verified started "started: 0" "fused: 1000" reloaded 'excluded: "4321"' "loaded anew" stopped \
-    "stopped: 3" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
+    "stopped: 3" adopted active "then inactive" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
     "left: 0 pins, 0 attachments"; do
     grep -qxF "$line" "$BATS_TEST_TMPDIR/log" || { echo "not so: $line" && return 1; }
   done

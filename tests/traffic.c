@@ -1161,6 +1161,109 @@ static int run_edge(char **args)
 }
 
 /*
+ * busy CONNECTIONS SECONDS: requests, answers of the same size, and pauses on each
+ * connection; every other one has blocking readers, the rest edge-triggered ones.
+ * Says "connected" when all are.
+ */
+#define BUSY_MAX 40000
+struct busy_end {
+	int fd, number, seconds;
+	bool server;
+	uint64_t messages;
+};
+
+/* False: the connection has ended, before the first of these bytes. */
+static bool busy_read(const struct busy_end *end, struct edge_reader *r, uint64_t at,
+		      size_t due)
+{
+	unsigned char buffer[BUSY_MAX];
+	size_t got = 0;
+
+	while (got < due) {
+		ssize_t n = recv(end->fd, buffer, due - got, 0);
+
+		if (n < 0 && errno == EAGAIN && r->fd) {
+			edge_wait(r, end->number, got, due);
+			continue;
+		}
+		if (!n && !got)
+			return false;
+		if (n <= 0)
+			fail("busy recv: %zd", n);
+		check_bytes(buffer, end->number, at + got, n);
+		got += n;
+	}
+	return true;
+}
+
+static void *busy(void *argument)
+{
+	struct busy_end *end = argument;
+	unsigned int seed = end->number + 1, pause = end->number;
+	double stop = now_ms() + end->seconds * 1000.0;
+	struct edge_reader r = { .fd = 0 };
+	uint64_t at = 0;
+
+	if (end->number % 2) {
+		set_nonblocking(end->fd); /* no message fills its buffers */
+		edge_register(&r, end->fd);
+	}
+	for (;; end->messages++) {
+		size_t n = 1 + rand_r(&seed) % (rand_r(&seed) % 8 ? 2000 : BUSY_MAX);
+
+		if (!end->server) {
+			usleep(1000 * (rand_r(&pause) % 200));
+			if (now_ms() > stop)
+				break;
+			send_all(end->fd, bytes_at(end->number, at), n);
+		}
+		if (!busy_read(end, &r, at, n)) {
+			if (!end->server)
+				fail("connection %d ended", end->number);
+			break;
+		}
+		if (end->server)
+			send_all(end->fd, bytes_at(end->number, at), n);
+		at += n;
+	}
+	close(end->fd);
+	return NULL;
+}
+
+static int run_busy(char **args)
+{
+	int n = atoi(args[0]), port = 0, listener = listen_on("127.0.0.1", &port);
+	struct busy_end *ends = calloc(2 * n, sizeof(*ends));
+	pthread_t *threads = calloc(2 * n, sizeof(*threads));
+	uint64_t messages = 0;
+
+	for (int i = 0; i < 2 * n; i += 2) {
+		int pair[2];
+
+		make_pair_at(listener, port, pair);
+		for (int side = 0; side < 2; side++) {
+			ends[i + side] = (struct busy_end){
+				.fd = pair[side],
+				.number = i / 2,
+				.seconds = atoi(args[1]),
+				.server = side,
+			};
+			if (pthread_create(&threads[i + side], NULL, busy,
+					   &ends[i + side]))
+				fail("pthread_create");
+		}
+	}
+	printf("connected\n");
+	fflush(stdout);
+	for (int i = 0; i < 2 * n; i++) {
+		pthread_join(threads[i], NULL);
+		messages += ends[i].messages;
+	}
+	printf("messages=%llu\n", (unsigned long long)messages);
+	return 0;
+}
+
+/*
  * leave CONNECTIONS MESSAGES: on each connection so many small messages one way, as
  * fast as they go.  On every other one the reader blocks; on the rest it polls, and
  * answers now and then from another thread.
@@ -1467,6 +1570,8 @@ int main(int argc, char **argv)
 		return run_shutdown();
 	if (argc == 2 && !strcmp(argv[1], "early"))
 		return run_early();
+	if (argc == 4 && !strcmp(argv[1], "busy"))
+		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "again"))
@@ -1475,6 +1580,6 @@ int main(int argc, char **argv)
 		return run_steps();
 	fprintf(stderr, "usage: traffic "
 			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown|early|leave|again|steps ...\n");
+			"mptcp|repair|shutdown|early|busy|leave|again|steps ...\n");
 	return 2;
 }

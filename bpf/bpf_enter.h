@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Which sockets may enter sock_ops_map, for the two programs that put them there:
+ * bpf_contrack.bpf.c when the handshake ends, bpf_adopt.bpf.c later.
+ */
+#ifndef SOCKFUSE_BPF_ENTER_H
+#define SOCKFUSE_BPF_ENTER_H
+
+#include "bpf_sockmap.h"
+
+/* What bpf_contrack.bpf.c is called for on a socket in the map. */
+#define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
+
+/* Ports, as load.sh --exclude-port names them. */
+struct {
+	__uint(pinning, PINNING);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u16);
+	__type(value, u8);
+} fuse_excluded SEC(".maps");
+
+/*
+ * The counter that tells why a socket may not enter, 0 if it may.  Readers inside the
+ * kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never sees fused bytes.
+ */
+static __always_inline u32 kept_out(struct tcp_sock *tp, bool connected)
+{
+	struct service service = service_of(tp, connected);
+	u16 port = service.port;
+
+	if (bpf_map_lookup_elem(&fuse_excluded, &port))
+		return OUTCOME(ends_excluded);
+	if (bpf_map_lookup_elem(&fuse_guarded, &service))
+		return OUTCOME(ends_guarded);
+	if (BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp))
+		return OUTCOME(ends_left_out);
+	return 0;
+}
+
+/* op: that of the sockops program when such an end is established */
+static __always_inline void trace_end(struct tcp_sock *tp, bool connected)
+{
+	u32 op = connected ? BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+			   : BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+	struct sock_common *common = &sk_of(tp)->__sk_common;
+	u32 lport = common->skc_num, rport = bpf_ntohs(common->skc_dport);
+	u32 local[4], remote[4];
+
+	if (common->skc_family == AF_INET) {
+		local[3] = common->skc_rcv_saddr;
+		remote[3] = common->skc_daddr;
+		bpf_printk("sockfuse: ipv4 op = %d, %pI4 port %d --> %pI4 port %d", op,
+			   &local[3], lport, &remote[3], rport);
+		return;
+	}
+	bpf_probe_read_kernel(local, sizeof(local), &common->skc_v6_rcv_saddr);
+	bpf_probe_read_kernel(remote, sizeof(remote), &common->skc_v6_daddr);
+	if (local[2])
+		bpf_printk(
+			"sockfuse: ipv4 in ipv6 op = %d, %pI4 port %d --> %pI4 port %d",
+			op, &local[3], lport, &remote[3], rport);
+	else
+		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d", op,
+			   local, lport, remote, rport);
+}
+
+#endif /* SOCKFUSE_BPF_ENTER_H */

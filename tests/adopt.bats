@@ -1,0 +1,183 @@
+#!/usr/bin/env bats
+# load.sh --adopt and --min-age: connections enter the map after they were
+# established, both ends or none, and while they carry traffic.
+
+load helpers
+
+teardown() {
+  [[ ! ${BUSY-} ]] || kill "$BUSY" 2>/dev/null || true
+  [[ ! ${STEPS_PID-} ]] || kill "$STEPS_PID" 2>/dev/null || true
+  unload --quiet
+  ip netns del other 2>/dev/null || true
+  assert_nothing_left
+}
+
+adopt() { "$here/adopt.sh" --quiet "$@" 3>&-; }
+
+# by_tcp [JSON]: messages that went by TCP
+by_tcp() { jq '[to_entries[] | select(.key | startswith("tcp_")).value] | add' <<<"${1:-$(counters)}"; }
+
+@test "--adopt on 1,000 busy connections, blocking and edge-triggered readers: fused within 2 s, no byte lost" {
+  local before after
+  "$TRAFFIC" busy 1000 25 >"$BATS_TEST_TMPDIR/busy" 2>&1 3>&- &
+  BUSY=$!
+  wait_for 20 grep -q connected "$BATS_TEST_TMPDIR/busy"
+  load --adopt
+  sleep 2
+  before=$(counters)
+  sleep 2
+  after=$(counters)
+  "$here/status.sh" --json >"$BATS_TEST_TMPDIR/status"
+  wait "$BUSY" || { cat "$BATS_TEST_TMPDIR/busy" && return 1; }
+  BUSY=
+  echo "$before $after" "$(counters)" "$(cat "$BATS_TEST_TMPDIR/busy")"
+  # 2,000 ends
+  (($(jq '[.connections[] | select(.path == "fused")] | length' "$BATS_TEST_TMPDIR/status") >= 1900))
+  (($(counter fused_messages "$after") - $(counter fused_messages "$before") > 10000))
+  (($(by_tcp "$after") - $(by_tcp "$before") < ($(counter fused_messages "$after") - $(counter fused_messages "$before")) / 100))
+}
+
+@test "a reader that was asleep in TCP when it was adopted gets the next message, and then fused ones" {
+  open_steps
+  step await 10
+  load --adopt
+  [ "$(counter ends_tracked)" -eq 2 ]
+  step send 10
+  [ "$(counter tcp_blocked_reader)" -eq 1 ]
+  [ "$(counter fused_messages)" -eq 0 ]
+  step await 20
+  step send 20
+  step send 30
+  step read 30
+  counters
+  [ "$(counter fused_messages)" -eq 2 ]
+}
+
+@test "a reader in MSG_WAITALL when it was adopted reads in order, by TCP for as long as it waits" {
+  open_steps
+  step waitall 30
+  load --adopt
+  step send 10
+  sleep 0.2
+  step send 10
+  [ "$(counter fused_messages)" -eq 0 ]
+  step send 10
+  sleep 0.2
+  step send 10
+  counters
+  [ "$(counter fused_messages)" -eq 1 ]
+  step read 10
+}
+
+@test "which end connected is told right, after data both ways and of every address family" {
+  local ends server client
+  for ends in "127.0.0.1 127.0.0.1" "::1 ::1" ":: 127.0.0.1"; do
+    read -r server client <<<"$ends"
+    iperf3 -s -1 -p 5001 -B "$server" >/dev/null 3>&- &
+    wait_for 10 listens 5001
+    iperf3 -c "$client" -p 5001 -t 60 -b 10M --bidir >"$BATS_TEST_TMPDIR/log" 2>&1 3>&- &
+    BUSY=$!
+    wait_for 10 established 6
+    load --adopt
+    established 6
+    counters
+    [ "$(counter ends_tracked)" -eq 6 ]
+    fused() { (($(counter fused_messages) > 100)); }
+    wait_for 10 fused
+    kill "$BUSY"
+    wait "$BUSY" || true
+    unload --quiet
+  done
+}
+
+established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
+
+@test "both ends or none: not with one end in another cgroup, nor by excluded ports" {
+  local before
+  mkdir -p "$CGROUP/inside"
+  open_steps
+  "$TRAFFIC" hold 3 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  BUSY=$!
+  iperf3 -s -1 -p 5001 >/dev/null 3>&- &
+  wait_for 10 listens 5001
+  bash -c "echo \$\$ >$CGROUP/inside/cgroup.procs; exec iperf3 -c 127.0.0.1 -p 5001 -t 5 -b 1M" >/dev/null 3>&- &
+  wait_for 10 grep -q connections "$BATS_TEST_TMPDIR/held"
+  wait_for 10 established 12
+  load --adopt --cgroup "$CGROUP/inside"
+  [ "$(counter ends_tracked)" -eq 0 ]
+  unload --quiet
+  load --adopt --exclude-port 5001
+  counters
+  [ "$(counter ends_tracked)" -eq 8 ]
+}
+
+@test "a stream that has left the map is not adopted again" {
+  load --adopt
+  open_steps
+  step pace 64 40000
+  sleep 0.3
+  step pace 64
+  [ "$(counter ends_unfused)" -eq 2 ]
+  adopt
+  adopt
+  counters
+  [ "$(counter ends_tracked)" -eq 2 ]
+}
+
+@test "connections of other network namespaces are adopted there" {
+  ip netns add other
+  ip -n other link set lo up
+  ip netns exec other "$TRAFFIC" hold 5 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  BUSY=$!
+  wait_for 10 grep -q connections "$BATS_TEST_TMPDIR/held"
+  load --adopt
+  [ "$(counter ends_tracked)" -eq 10 ]
+}
+
+@test "--min-age: short connections never enter the map, older ones do while adopt.sh runs; it ends with sockfuse" {
+  load --min-age 1
+  "$here/bench/load" connect 64 1 0 0 >/dev/null
+  [ "$(counter ends_tracked)" -eq 0 ]
+  adopt --every 0.2 &
+  BUSY=$!
+  open_steps
+  step send 10
+  step read 10
+  [ "$(counter ends_tracked)" -eq 0 ]
+  tracked() { (($(counter ends_tracked) == 2)); }
+  wait_for 5 tracked
+  step pace 10 3
+  counters
+  [ "$(counter fused_messages)" -eq 2 ]
+  "$here/status.sh" | grep -qx '  policy     loopback, from an age of 1 s on'
+  "$here/status.sh" --json | jq -e '.load_command | test("--min-age 1")'
+  rm "$BPFFS/sockfuse/adopt"
+  run "$here/status.sh"
+  [ "$status" -eq 4 ]
+  [[ $output == *"sockfuse/adopt is missing; try: "*" --min-age 1"* ]]
+  wait "$BUSY"
+  unload --quiet
+}
+
+@test "loaded again without --min-age, connections are fused from their start, and adopt.sh says what it needs" {
+  load --min-age 5
+  load
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  [ "$(counter fused_bytes)" -eq 2000 ]
+  run "$here/adopt.sh"
+  [ "$status" -eq 1 ]
+  [[ $output == *"not loaded for this; try: $here/load.sh --adopt" ]]
+}
+
+@test "on a kernel that cannot: one line, exit 4, nothing changed; wrong values: exit 2" {
+  sed 's/TCP_BPF_SOCK_OPS_CB_FLAGS/TCP_BPF_SOCK_OPS_CB_FLAGZ/' /sys/kernel/btf/vmlinux >"$BATS_TEST_TMPDIR/btf"
+  run unshare --mount bash -c "mount --bind $BATS_TEST_TMPDIR/btf /sys/kernel/btf/vmlinux; $here/load.sh --quiet --adopt" 3>&-
+  [ "$status" -eq 4 ]
+  [ "${#lines[@]}" -eq 1 ]
+  [[ $output == *"--adopt and --min-age need Linux 6.12; leave them out" ]]
+  run "$here/load.sh" --min-age 300
+  [ "$status" -eq 2 ]
+  [[ $output == *"--min-age: not a number of seconds from 1 to 255: 300; see: "* ]]
+  run "$here/adopt.sh" --every x
+  [ "$status" -eq 2 ]
+}
