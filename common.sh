@@ -149,10 +149,24 @@ pinned_id() {
   "$BPFTOOL" -j prog show pinned "$1" 2>/dev/null | jq -r '.id // empty'
 }
 
-# "ID CGROUP" of each sockops program of ours attached in any visible cgroup.
+# "ID CGROUP" of each program attached in any visible cgroup.  On kernels before 6.0
+# a bpftool of after that can only ask what is effective, so also inherited.
+attachments() {
+  local root cgroup
+  root=$(cgroup2_mount)
+  if "$BPFTOOL" cgroup show "$root" >/dev/null 2>&1; then
+    { "$BPFTOOL" -j cgroup tree "$root" 2>/dev/null || true; } |
+      jq -r '.[]? | .cgroup as $cgroup | .programs[]? | "\(.id) \($cgroup)"'
+  else
+    find "$root" -type d | while read -r cgroup; do
+      { "$BPFTOOL" -j cgroup show "$cgroup" effective 2>/dev/null || true; } | jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \($cgroup)"'
+    done | awk '{ parent = $2; sub("/[^/]*$", "", parent); seen[$1, $2] } !(($1, parent) in seen)'
+  fi
+}
+
+# Those of our sockops programs
 our_attachments() {
-  { "$BPFTOOL" -j cgroup tree "$(cgroup2_mount)" 2>/dev/null || true; } | jq -r --slurpfile ours <(our_programs) '
-    .[]? | .cgroup as $cgroup | .programs[]? | select(.id | IN($ours[].id)) | "\(.id) \($cgroup)"'
+  attachments | jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))'
 }
 
 # detach_all_but IDS: every attachment of ours but these.  Only what is seen

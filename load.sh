@@ -354,7 +354,7 @@ attach() {
 # the iterator can tell; that the program uses this map, every kernel.
 check() {
   local map
-  "$BPFTOOL" -j cgroup show "$CGROUP" | jq -e --argjson id "$NEW_ID" 'any(.[]; .id == $id)' >/dev/null ||
+  attachments | grep "^$NEW_ID " >/dev/null ||
     die "$EX_FAILED" "the sockops program is not attached to $CGROUP" "try: $0 again"
   map=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
   "$BPFTOOL" -j prog show pinned "$STAGING/bpf_redir" | jq -e --argjson id "$map" \

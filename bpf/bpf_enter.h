@@ -48,6 +48,11 @@ static __always_inline void trace_end(struct tcp_sock *tp, bool connected)
 	u32 lport = common->skc_num, rport = bpf_ntohs(common->skc_dport);
 	u32 local[4], remote[4];
 
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_trace_vprintk)) {
+		/* before 5.16 no more than three values, and no addresses */
+		bpf_printk("sockfuse: op = %d, port %d --> port %d", op, lport, rport);
+		return;
+	}
 	if (common->skc_family == AF_INET) {
 		local[3] = common->skc_rcv_saddr;
 		remote[3] = common->skc_daddr;

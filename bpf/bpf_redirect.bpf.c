@@ -345,7 +345,11 @@ edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, 
 	return direction->waiting >= MAX_UNREAD;
 }
 
-/* Bytes and messages that wait; each limit has its own reason. */
+/*
+ * Bytes and messages that wait; each limit has its own reason.  Before a fix of 6.10
+ * and stable kernels the receiver was charged for nothing, and what waits shows by
+ * its number alone.
+ */
 static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
 					  struct tcp_sock *peer,
 					  struct direction *direction)
@@ -353,6 +357,8 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	u32 backlog = backlog_of(peer), size = msg->size, found;
 	bool many;
 
+	if (!backlog && messages_waiting(peer, MAX_WAITING) == MAX_WAITING)
+		return OUTCOME(tcp_backlog_number);
 	if (!backlog && direction) {
 		direction->waiting = 0;
 		if (direction->stream && size < BULK_BYTES) {

@@ -312,6 +312,7 @@ extern const void ep_poll_callback __ksym __weak;
 #define ADDRESS_BITS ((1ULL << 48) - 1) /* arm64 signs return addresses above */
 #define RECEIVE_BYTES 16384		/* more than any of these functions has */
 #define CONNECT_BYTES 1024		/* inet_recvmsg() is not far behind */
+#define TEXT_BYTES (1ULL << 28)		/* around any of them lies all kernel text */
 
 static __always_inline bool inside(u64 word, const void *function, u64 size)
 {
@@ -346,6 +347,8 @@ __weak u32 sleeps_in(u64 waiter)
 		if (bpf_probe_read_kernel(stack, sizeof(stack), (void *)at))
 			return SLEEPS_IN_TCP;
 		for (int i = 0; i < STACK_WORDS; i++) {
+			if (!inside(stack[i] + TEXT_BYTES / 2, &tcp_recvmsg, TEXT_BYTES))
+				continue; /* most */
 			if (inside(stack[i], &tcp_recvmsg, RECEIVE_BYTES) ||
 			    inside(stack[i], &tcp_recvmsg_locked, RECEIVE_BYTES) ||
 			    inside(stack[i], &tcp_splice_read, RECEIVE_BYTES))

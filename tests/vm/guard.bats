@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# bpf_guard.bpf.c, in a machine whose kernel takes it (make vmcheck).
+# bpf_guard.bpf.c, in a machine whose kernel takes it (make guardcheck).
 
 load ../helpers
 

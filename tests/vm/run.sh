@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# run.sh KERNEL COMMAND...: runs it in this project, as root, on Debian's newest
-# KERNEL (6.1, 6.12) in a virtual machine, emulated unless ACCEL=kvm is given.
+# run.sh KERNEL COMMAND...: runs it in this project, as root, on a KERNEL of kernel.sh
+# in a virtual machine, emulated unless ACCEL=kvm is given.
 # Ends with the command's exit code.  tests/vm/root is its system.  QEMU_OPTIONS
 # are given to QEMU: with "-icount shift=0,sleep=off" the machine's clock counts
 # instructions, and two runs measure the same.
@@ -16,17 +16,8 @@ die() {
   exit 1
 }
 
-# The package, unpacked into kernels/NAME once.
-package=$(apt-cache search --names-only "^linux-image-${kernel//./\\.}\\.[.0-9+a-z-]*-cloud-amd64\$" | cut -d ' ' -f 1 | sort -V | tail -n 1)
-[[ $package ]] || die "no package of a Linux $kernel for cloud machines; try: apt-get update"
-release=${package#linux-image-}
-if [[ ! -e $here/kernels/$release/boot/vmlinuz-$release ]]; then
-  mkdir -p "$here/kernels/$release.part"
-  (cd "$here/kernels/$release.part" && apt-get -q -o APT::Sandbox::User=root download "$package" >/dev/null && dpkg-deb -x ./*.deb . && rm ./*.deb) ||
-    die "cannot fetch $package"
-  mv "$here/kernels/$release.part" "$here/kernels/$release"
-fi
-
+boot=$("$here/kernel.sh" "$kernel")
+release=${boot##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
@@ -34,7 +25,8 @@ tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests
   tar -C "$work/over/src" -xf -
 find "$work/over/src" -name '*.bpf.o' -exec touch {} + # or load.sh would build them
 # kTLS and what it needs
-(cd "$here/kernels/$release/lib/modules" && tar -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto}) |
+modules=$(dirname "$(find "$boot" -path "*/lib/modules/$release")")
+(cd "$modules" && tar --ignore-failed-read -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto}) 2>/dev/null |
   tar -C "$work/over/usr/lib/modules" -xf -
 cat >"$work/over/init" <<END
 #!/bin/bash
@@ -67,7 +59,7 @@ archive() { (cd "$1" && shift && find . -xdev "$@" -print0 | cpio -0 -o -H newc 
 
 read -ra options <<<"${QEMU_OPTIONS-}"
 timeout "$SECONDS_MAX" qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max -smp 2 -m 6G "${options[@]}" -nographic -no-reboot -nic none \
-  -kernel "$here/kernels/$release/boot/vmlinuz-$release" -initrd "$work/initramfs" \
+  -kernel "$(find "$boot" -name 'vmlinuz*' -type f | head -n 1)" -initrd "$work/initramfs" \
   -append "console=ttyS0 panic=-1 quiet loglevel=3 rdinit=/init" </dev/null 2>&1 | sed -u 's/\r$//' | tee "$work/log" | sed -u '/^vm: exit/d'
 code=$(sed -n 's/^vm: exit //p' "$work/log")
 [[ $code ]] || die "Linux $release did not come to the end"

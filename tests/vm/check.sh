@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# check.sh [--table FILE] KERNEL...: holds the promises (promises.bats) against each
+# kernel of kernel.sh, prints TAP for each and a verdict; FILE gets a table of them, in
+# Markdown.  A kernel that cannot be fetched is skipped, by name.
+set -euo pipefail
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+
+table=
+[[ ${1-} != --table ]] || {
+  table=$2
+  shift 2
+}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+passed=0 failed=0 skipped=0
+for kernel; do
+  code=0
+  boot=$("$here/kernel.sh" "$kernel") || code=$?
+  if ((code == 75)); then
+    echo "Linux $kernel: skipped"
+    skipped=$((skipped + 1))
+    continue
+  fi
+  start=$SECONDS
+  "$here/run.sh" "$kernel" bats --formatter tap tests/vm/promises.bats | sed -n '/^1\.\.\|^ok\|^not ok\|^#/p' | tee "$work/${boot##*/}" || code=$?
+  if ((code == 0)); then
+    passed=$((passed + 1)) verdict=passed
+  else
+    failed=$((failed + 1)) verdict=failed
+  fi
+  echo "Linux $kernel (${boot##*/}): $verdict, $((SECONDS - start)) s"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+
+# A row for each promise, a column for each kernel, and what load.sh said there.
+if [[ $table ]]; then
+  mapfile -t results < <(find "$work" -type f -printf '%f\n' | sort -V)
+  (cd "$work" && awk -v objects="$(cat "$here"/../../bpf/*.o | sha256sum | cut -c 1-16)" '
+    FNR == 1 { kernel[++kernels] = FILENAME }
+    /^(not )?ok / {
+      answer = /^ok .* # skip/ ? "–" : /^ok/ ? "yes" : "**no**"
+      sub(/^(not )?ok [0-9]+ /, "")
+      sub(/ # skip.*/, "")
+      if (!($0 in known)) { known[$0]; promise[++promises] = $0 }
+      cell[$0, kernels] = answer
+    }
+    /^# load: / { said[kernels] = said[kernels] "\n  - " substr($0, 9) }
+    END {
+      print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation, on their root cgroup, with one set"
+      print "of objects (SHA-256 of all: " objects ").\n"
+      printf "| promise |"
+      for (k = 1; k <= kernels; k++) { version = kernel[k]; sub(/-cloud.*/, "", version); printf " %s |", version }
+      printf "\n|---|"
+      for (k = 1; k <= kernels; k++) printf "---|"
+      for (p = 1; p <= promises; p++) {
+        printf "\n| %s |", promise[p]
+        for (k = 1; k <= kernels; k++) printf " %s |", cell[promise[p], k]
+      }
+      print "\n\nWhat `load.sh` said of what is reduced there:\n"
+      for (k = 1; k <= kernels; k++) print "- " kernel[k] (said[k] == "" ? ": nothing" : said[k])
+    }' "${results[@]}") >"$table"
+fi
+((failed == 0))

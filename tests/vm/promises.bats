@@ -1,0 +1,90 @@
+#!/usr/bin/env bats
+# What sockfuse promises, on the kernel of an emulated machine and on its root cgroup
+# (make vmcheck).  Loaded once: everything takes twenty times as long there.
+
+load ../helpers
+
+setup_file() {
+  "$BATS_TEST_DIRNAME/../../load.sh" --no-guard >"$BATS_FILE_TMPDIR/load" 2>&1 3>&- || {
+    cat "$BATS_FILE_TMPDIR/load"
+    return 1
+  }
+  grep -v '^+\|^sockfuse is on\|^Look at it' "$BATS_FILE_TMPDIR/load" | sed 's/^/# load: /' >&3
+}
+
+# The guard has tests of its own (guard.bats).
+teardown_file() { "$BATS_TEST_DIRNAME/../../unload.sh" --quiet 3>&-; }
+
+setup() { before=$(counters); }
+
+# since NAME: what that counter has counted in this test
+since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
+
+@test "every loopback connection is fused: IPv4, IPv6, v4-mapped" {
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 10000
+  "$TRAFFIC" echo ::1 ::1 10000
+  "$TRAFFIC" echo :: 127.0.0.1 10000
+  counters
+  [ "$(since fused_bytes)" -eq 60000 ]
+}
+
+@test "a late peer costs no byte: connections with rps_cpus on lo" {
+  echo 3 >/sys/class/net/lo/queues/rx-0/rps_cpus
+  run timeout 100 "$TRAFFIC" burst 400 8
+  echo 0 >/sys/class/net/lo/queues/rx-0/rps_cpus
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(value messages)" -eq 3200 ]
+}
+
+@test "random writes, pauses and partial reads, both ways at once, arrive as they were sent" {
+  run timeout 100 "$TRAFFIC" mix 60000000 7
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  (($(since fused_messages) > 0 && $(since tcp_in_flight) > 0))
+}
+
+@test "a stalled reader blocks its writer within 128 MB: writes of 1 byte and of 64 KB" {
+  local size tcp_rmem tcp_wmem
+  tcp_rmem=$(sysctl -n net.ipv4.tcp_rmem) tcp_wmem=$(sysctl -n net.ipv4.tcp_wmem)
+  for size in 65536 1; do
+    run timeout 200 "$TRAFFIC" stall 1 "$size" 1000
+    echo "$size: $output; $(counters)"
+    [ "$status" -eq 0 ]
+    (($(value memory_kib) < 128 * 1024))
+    # for the bytes one by one, of which it would take millions
+    sysctl -q net.ipv4.tcp_rmem="4096 65536 65536" net.ipv4.tcp_wmem="4096 16384 16384"
+  done
+  sysctl -q net.ipv4.tcp_rmem="$tcp_rmem" net.ipv4.tcp_wmem="$tcp_wmem"
+}
+
+@test "a reader in recv(MSG_WAITALL) across a fallback neither hangs nor reads out of order" {
+  run timeout 60 "$TRAFFIC" waitall
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+}
+
+@test "a reader that went to sleep before its connection was established is woken" {
+  run timeout 60 "$TRAFFIC" early
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+  [ "$(since ends_left_out)" -eq 1 ]
+}
+
+@test "edge-triggered readers get an edge for every byte" {
+  run timeout 200 "$TRAFFIC" edge 15
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+}
+
+@test "the same addresses and ports in two network namespaces: no byte crosses" {
+  run timeout 60 "$TRAFFIC" tuples
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+}
+
+@test "a stream of small writes that lasts leaves the map; no byte is lost or out of order" {
+  run timeout 200 "$TRAFFIC" leave 2 60000
+  echo "$output; $(counters)"
+  [ "$status" -eq 0 ]
+}
