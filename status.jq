@@ -84,7 +84,7 @@ def loaded($kernel):
         excluded_ports: ([.excluded | shown[]?.formatted.key] | sort | ranges),
         accounting: ($settings.account == 1),
         careful: ($settings.careful == 1),
-        min_age_seconds: $settings.min_age
+        min_age_seconds: ($settings.min_age // 0)
       },
       guard: {
         loaded: (.guard != ""),

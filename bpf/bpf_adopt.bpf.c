@@ -2,8 +2,8 @@
 /*
  * Optional: puts connections into sock_ops_map that are established already: those
  * from before the load (load.sh --adopt), or all once they are some seconds old
- * (--min-age), so that short ones pay nothing.  Pinned as a BPF iterator; each read of
- * the pin runs this once for each TCP socket of the reader's network namespace.  The
+ * (--min-age), so that short ones do not pay for it.  Pinned as a BPF iterator; each read
+ * of the pin runs this once for each TCP socket of the reader's network namespace.  The
  * kernel holds the socket's lock meanwhile (bpf_iter_tcp_seq_show), so nobody is in
  * the middle of sending or receiving.
  *

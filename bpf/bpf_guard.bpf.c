@@ -71,6 +71,17 @@ static __always_inline u64 mark(struct sock *sk, u64 add)
 	return __sync_fetch_and_or(&marks->seen, add);
 }
 
+/* load.sh --min-age: what is seen before it is adopted counts, too. */
+static __always_inline bool may_be_adopted(struct sock *sk)
+{
+	struct settings *set = array_value(&fuse_settings);
+
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	return tp && set && set->min_age && both_ends_loopback(tp) &&
+	       (void *)sk->__sk_common.skc_prot->recvmsg == &tcp_recvmsg;
+}
+
 /*
  * Its service takes TCP from the next connection on.  Which end accepted tells
  * the key under which the socket is stored: the sequence number is one more; of one
@@ -87,7 +98,7 @@ static __always_inline void learn(struct sock *sk, u32 reason)
 		return;
 	if (stored_key(tp, &stored))
 		connected = stored.sender_isn == own_key(tp, true).sender_isn;
-	else if (!tell_end(tp, &connected))
+	else if (!may_be_adopted(sk) || !tell_end(tp, &connected))
 		return;
 	service = service_of(tp, connected);
 	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
@@ -102,17 +113,6 @@ static __always_inline bool may_splice(struct sock *sk)
 
 	return set && set->careful && psock && !(mark(sk, MARK_READER) & MARK_PLAIN) &&
 	       no_fused_bytes(psock);
-}
-
-/* load.sh --min-age: in the middle of a transfer, EINVAL would come as a surprise. */
-static __always_inline bool may_be_adopted(struct sock *sk)
-{
-	struct settings *set = array_value(&fuse_settings);
-
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-	return tp && set && set->min_age && both_ends_loopback(tp) &&
-	       (void *)sk->__sk_common.skc_prot->recvmsg == &tcp_recvmsg;
 }
 
 /*

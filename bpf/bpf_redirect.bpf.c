@@ -158,9 +158,12 @@ static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *
 /* Messages in the peer's ingress queue, max if there are more. */
 static __always_inline u32 messages_waiting(struct tcp_sock *peer, u32 max)
 {
-	struct list_head *head = &psock_of(peer)->ingress_msg, *pos;
+	struct sk_psock *psock = psock_of(peer);
+	struct list_head *head = &psock->ingress_msg, *pos;
 	u32 waiting = 0;
 
+	if (!psock) /* it has left the map */
+		return 0;
 	pos = READ(head, next);
 	while (waiting < max && pos != head) {
 		pos = READ(pos, next);
