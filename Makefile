@@ -21,10 +21,12 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_status.bpf.o
+# The same for bpftool before 5.16; slower.
+COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
 HELPERS := tests/traffic tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
-SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
 
@@ -35,19 +37,23 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
 	wrk sockperf
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
-
 .PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz lint clean
 .DELETE_ON_ERROR:
 
 all: objects
 
-objects: $(OBJECTS)
+objects: $(OBJECTS) $(COMPAT)
 
 helpers: $(HELPERS)
 
 bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) vmlinux.h
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+bpf/compat/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) vmlinux.h
+	$(call msg,BPF,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -DOLD_LOADER -c $< -o $@
 
 # Every structure of vmlinux.h in one object's BTF, for tests/vmlinux.bats.
 tests/vmlinux.bpf.o: vmlinux.h
@@ -82,13 +88,14 @@ check:
 	$(Q)./deps.sh load check
 	$(Q)$(MAKE) objects helpers
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true # tests/apps.bats says what is skipped
+	$(Q)tests/bpftools.sh || true # and tests/bpftools.bats
 	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh
 
-# What is promised, on Debian's KERNEL under emulation, or on each.
+# What is promised, on Debian's KERNEL under emulation (6.12, or 6.12-arm64), or on each.
 vmcheck vmcheck-all: objects helpers
 	$(Q)./deps.sh load check vm
 	$(Q)if tests/debian.sh trixie tests/vm/root $(VM_PACKAGES); then \
-		tests/vm/check.sh $(if $(filter vmcheck,$@),$(or $(KERNEL),6.1 6.12),--table docs/kernels.md 5.10 6.1 6.12 newest); \
+		tests/vm/check.sh $(if $(filter vmcheck,$@),$(or $(KERNEL),6.1 6.12),--table docs/kernels.md 5.10 6.1 6.12 newest 6.12-arm64); \
 	else \
 		echo "no emulated machine: skipped"; \
 	fi
@@ -143,11 +150,12 @@ DOCDIR = $(PREFIX)/share/doc/sockfuse
 command = sockfuse-$(subst _,-,$(1))
 
 install: objects
-	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
+	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
 		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
 	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
-	$(Q)install -m 644 common.sh status.jq $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 common.sh preflight.sh status.jq $(DESTDIR)$(LIBDIR)
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
+	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
@@ -187,4 +195,4 @@ lint:
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
 
 clean:
-	$(Q)rm -rf $(OBJECTS) $(HELPERS) tests/vm/proxy dist
+	$(Q)rm -rf $(OBJECTS) bpf/compat $(HELPERS) tests/vm/proxy dist tests/vm/arm64

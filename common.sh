@@ -92,15 +92,22 @@ need_command() {
     die "$EX_HOST" "$1 is missing" "$(install_hint) (package $2)"
 }
 
+# "7.1.0"; those that came with a kernel carried its version.
+bpftool_version() {
+  "$BPFTOOL" version 2>/dev/null | sed -n 's/^.*bpftool v\([0-9.]*\).*/\1/p' || true
+}
+
+bpftool_is_at_least() {
+  local major minor
+  IFS=. read -r major minor _ < <(bpftool_version)
+  ((${major:-0} > $1 || (${major:-0} == $1 && ${minor:-0} >= $2)))
+}
+
 need_bpftool() {
-  local version major minor
   need_command "$BPFTOOL" bpftool
   need_command jq jq
-  # "bpftool v7.1.0"; those that came with a kernel carried its version.
-  version=$("$BPFTOOL" version 2>/dev/null | sed -n 's/^.*bpftool v\([0-9.]*\).*/\1/p') || true
-  IFS=. read -r major minor _ <<<"$version"
-  ((${major:-0} > 5 || (${major:-0} == 5 && ${minor:-0} >= 10))) ||
-    die "$EX_HOST" "$BPFTOOL is too old or does not run here (version ${version:-unknown}, 5.10 needed)" \
+  bpftool_is_at_least 5 10 ||
+    die "$EX_HOST" "$BPFTOOL is too old or does not run here (version $(bpftool_version | grep . || echo unknown), 5.10 needed)" \
       "$(install_hint) (package bpftool, the one of this kernel)"
 }
 

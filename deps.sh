@@ -7,12 +7,12 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [check] [vm] [lint] [deb] [rpm] [bench]
+Usage: deps.sh [load] [check] [vm] [arm64] [lint] [deb] [rpm] [bench]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
-sockfuse (load), to run its tests here (check) or in a virtual machine (vm), to
-check its style (lint), or to make packages (deb, rpm) or the page of benchmarks
-(bench).  The command is printed before it is run.
+sockfuse (load), to run its tests here (check) or in a virtual machine (vm; arm64,
+too), to check its style (lint), or to make packages (deb, rpm) or the page of
+benchmarks (bench).  The command is printed before it is run.
 
   --help    this text
 
@@ -47,6 +47,8 @@ rpm    rpmbuild                    rpm           rpm-build      rpm-build       
 bench  gnuplot                     gnuplot-nox   gnuplot        gnuplot         gnuplot
 bench  perf                        linux-perf    perf           perf            perf
 vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
+arm64  qemu-system-aarch64         qemu-system-arm qemu-system-aarch64-core qemu-arm qemu-system-aarch64
+arm64  ld.lld                      lld           lld            lld             lld
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt
@@ -91,7 +93,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | check | vm | lint | deb | rpm | bench) ;;
+    load | check | vm | arm64 | lint | deb | rpm | bench) ;;
     --help)
       usage
       exit 0

@@ -9,7 +9,7 @@ usage() {
   cat <<EOF
 Usage: ${0##*/} [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
                [--adopt | --min-age SECONDS] [--account] [--no-guard | --careful]
-               [--config FILE] [--quiet]
+               [--config FILE] [--check [--json] | --quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -23,7 +23,7 @@ what is loaded; live connections go on.
                          65536); those beyond go by TCP
   --adopt                the connections that are established already, too
   --min-age SECONDS      only connections that are so old (1 to 255), for as long as
-                         $(name_of adopt) runs: short ones then pay nothing
+                         $(name_of adopt) runs: short ones stay plain TCP
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
@@ -34,6 +34,10 @@ what is loaded; live connections go on.
                          guard
   --config FILE          options from a file too, one a line, as here; lines that
                          begin with # are comments
+  --check                load nothing for good, and attach to no cgroup; say what
+                         this host lacks (exit 1), what would be reduced, and which
+                         faults of sockmap this kernel is known to have
+  --json                 that as one JSON object
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -47,10 +51,12 @@ CGROUP=
 EXCLUDE=
 MAX_CONNECTIONS=65536
 ADOPTING=
-MIN_AGE=0
+MIN_AGE=
 ACCOUNT=
 GUARD=1
 CAREFUL=
+CHECK=
+JSON=
 parse_arguments() {
   while (($#)); do
     case $1 in
@@ -81,20 +87,24 @@ parse_arguments() {
       --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
+      --check) CHECK=1 ;;
+      --json) JSON=1 ;;
       --quiet) QUIET=1 ;;
       *) last_option "$1" ;;
     esac
     shift
   done
+  [[ ! $JSON || $CHECK ]] || die "$EX_USAGE" "--json goes with --check" "see: $0 --help"
   [[ ! $CAREFUL || $GUARD ]] || die "$EX_USAGE" "--careful needs the guard" "see: $0 --help"
   # Each connection has two sockets; the kernel allocates the buckets at once.
   if [[ ! $MAX_CONNECTIONS =~ ^[1-9][0-9]{0,7}$ ]] || ((MAX_CONNECTIONS > 16777216)); then
     die "$EX_USAGE" "--max-connections: not a number from 1 to 16777216: $MAX_CONNECTIONS" "see: $0 --help"
   fi
-  [[ $MIN_AGE == 0 ]] || {
-    [[ $MIN_AGE =~ ^[1-9][0-9]{0,2}$ ]] && ((MIN_AGE <= 255))
-  } || die "$EX_USAGE" "--min-age: not a number of seconds from 1 to 255: $MIN_AGE" "see: $0 --help"
-  [[ $MIN_AGE == 0 ]] || ADOPTING=1
+  if [[ $MIN_AGE ]]; then
+    [[ $MIN_AGE =~ ^[1-9][0-9]{0,2}$ && $MIN_AGE -le 255 ]] ||
+      die "$EX_USAGE" "--min-age: not a number of seconds from 1 to 255: $MIN_AGE" "see: $0 --help"
+    ADOPTING=1
+  fi
   excluded_ports >/dev/null
 }
 
@@ -137,13 +147,18 @@ exclude() {
     die "$EX_FAILED" "the ports to exclude were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/$EXCLUDED"
 }
 
-need_host() {
-  need_bpftool
+need_bpffs() {
   grep -qw bpf /proc/filesystems ||
     die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
+}
+
+need_btf() {
   [[ -r /sys/kernel/btf/vmlinux ]] ||
     die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
-  # Who is adopted needs callbacks of the sockops program.
+}
+
+# Who is adopted needs callbacks of the sockops program.
+need_adoption() {
   [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
     die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
 }
@@ -162,8 +177,8 @@ find_cgroup() {
 build() {
   local name source stale=
   [[ -e $here/Makefile ]] || return 0 # installed
-  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_status; do
-    for source in "$here/bpf/$name.bpf.c" "$here"/bpf/*.h "$here/vmlinux.h"; do
+  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_status compat/bpf_contrack compat/bpf_redirect compat/bpf_status; do
+    for source in "$here/bpf/${name#compat/}.bpf.c" "$here"/bpf/*.h "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
   done
@@ -198,24 +213,37 @@ refuse_foreign_pins() {
     die "$EX_FOREIGN" "$PIN_MAP is pinned by another program" "unload that one, or: rm $PIN_MAP"
 }
 
+# object NAME: the file that this bpftool can load
+object() {
+  if bpftool_is_at_least 5 16; then
+    echo "$here/bpf/$1.bpf.o"
+  else
+    echo "$here/bpf/compat/$1.bpf.o"
+  fi
+}
+
 # What the verifier ends with says why; without it, libbpf's first line does.
 load_error() {
   awk '
-    /-- END PROG LOAD LOG --/ { inside = 0 }
+    /-- END (PROG LOAD )?LOG --/ { inside = 0 }
     inside && !/^(processed|verification time|stack depth) / { reason = $0 }
-    /-- BEGIN PROG LOAD LOG --/ { inside = 1 }
-    /^(libbpf|Error): / && !first { first = $0 }
+    /-- BEGIN (PROG LOAD|DUMP) LOG --/ { inside = 1 }
+    /^(libbpf|Error): / && !/Retrying/ && !first { first = $0 }
     END { print reason ? reason : first ? first : "no reason given" }'
 }
 
 # load_program NAME TYPE bpftool-arguments...
 load_program() {
-  local name=$1 type=$2 log
+  local type=$2 object log
+  object=$(object "$1")
   shift 2
-  say "+ $BPFTOOL prog load $here/bpf/$name.bpf.o $1 type $type ${*:2}"
-  log=$("$BPFTOOL" prog load "$here/bpf/$name.bpf.o" "$1" type "$type" "${@:2}" 2>&1) ||
-    die "$EX_FAILED" "the kernel refused $name.bpf.o: $(load_error <<<"$log")" \
+  say "+ $BPFTOOL prog load $object $1 type $type ${*:2}"
+  log=$("$BPFTOOL" prog load "$object" "$1" type "$type" "${@:2}" 2>&1) || {
+    [[ $log != *"failed to find valid kernel BTF"* ]] ||
+      die "$EX_HOST" "$BPFTOOL is too old for this kernel: it cannot read its BTF" "$(install_hint) (package bpftool, the one of this kernel)"
+    die "$EX_FAILED" "the kernel refused ${object##*/}: $(load_error <<<"$log")" \
       "sockfuse needs Linux 5.10 or later with CONFIG_BPF_STREAM_PARSER"
+  }
 }
 
 # same_size STRUCT MAP_REFERENCE...: whether that map holds what this version
@@ -299,12 +327,13 @@ guard() {
 
 # The iterator that status.sh reads, optional too.
 iterator() {
-  local log id pin
+  local log id pin object
+  object=$(object bpf_status)
   id=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
   pin=$STAGING/connections/$id
   run mkdir "$STAGING/connections"
-  say "+ $BPFTOOL iter pin $here/bpf/bpf_status.bpf.o $pin map id $id"
-  log=$("$BPFTOOL" iter pin "$here/bpf/bpf_status.bpf.o" "$pin" map id "$id" 2>&1) || {
+  say "+ $BPFTOOL iter pin $object $pin map id $id"
+  log=$("$BPFTOOL" iter pin "$object" "$pin" map id "$id" 2>&1) || {
     rm -rf "$STAGING/connections"
     say "$(name_of status) lists no connections here: $(load_error <<<"$log")"
   }
@@ -334,17 +363,21 @@ cgroup_id() {
   done | jq -sc .
 }
 
+attach_verdict() {
+  run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
+    die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
+}
+
 # The verdict program first: a socket gets it when it enters the map.  The new
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
 attach() {
   OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
-  run "$BPFTOOL" prog attach pinned "$STAGING/bpf_redir" msg_verdict pinned "$STAGING/sock_ops_map" 2>/dev/null ||
-    die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
+  attach_verdict
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
-    \"min_age\": $MIN_AGE, \"cgroup\": $(cgroup_id)}"
+    \"min_age\": ${MIN_AGE:-0}, \"cgroup\": $(cgroup_id)}"
   run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
     die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
       "see: $BPFTOOL cgroup show $CGROUP effective"
@@ -413,6 +446,7 @@ undo() {
 }
 
 # The programs know sleepers and pollers by the kernel's addresses, taken at load.
+readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
 symbols_hidden() {
   ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }
@@ -426,26 +460,38 @@ adopt() {
 }
 
 report() {
-  ! symbols_hidden ||
-    say "Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
+  ! symbols_hidden || say "$SYMBOLS_HIDDEN"
   local which="from now on"
   [[ ! $ADOPTING ]] || which="old and new"
-  ((MIN_AGE == 0)) || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
+  [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
   say "sockfuse is on: loopback TCP connections in $CGROUP $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
+MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 parse_arguments "$@"
 need_root "$@"
-need_host
+if [[ $CHECK ]]; then
+  # What it mounts and pins ends with it, however it ends.
+  [[ ${SOCKFUSE_CHECKING-} ]] || SOCKFUSE_CHECKING=1 exec unshare --mount "$0" "$@"
+  # shellcheck source=preflight.sh
+  . "$here/preflight.sh"
+fi
+ulimit -l unlimited 2>/dev/null || true # before Linux 5.11 maps are charged to it
+if [[ $CHECK ]]; then
+  preflight || exit "$EX_FAILED"
+  exit
+fi
+need_bpftool
+need_bpffs
+need_btf
+need_adoption
 find_cgroup
 build
-MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 take_lock
 trap undo EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-ulimit -l unlimited 2>/dev/null || true # before Linux 5.11 maps are charged to it
 mount_bpffs
 refuse_foreign_pins
 rm -rf "$STAGING" # of a load that was killed

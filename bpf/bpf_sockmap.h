@@ -187,7 +187,12 @@ struct {
  * stale; 0 if it cannot be read.  bpf_rdonly_cast() (6.2) makes it one load,
  * whose fault the kernel mends; before, bpf_probe_read_kernel() is called.
  */
+#ifndef OLD_LOADER
 extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
+#else /* libbpf before 0.6 does not load what names a function of the kernel */
+#define bpf_rdonly_cast(obj, btf_id) ((void *)(obj))
+static void *const bpf_rdonly_cast = NULL;
+#endif
 
 #define CAST(address)                                                                    \
 	((typeof(address))bpf_rdonly_cast(address,                                       \

@@ -16,7 +16,7 @@ _sockfuse() {
     --exclude-port | --max-connections | --min-age | --every | --top) return ;;
   esac
   case ${1##*/} in
-    sockfuse-load) options="--cgroup --exclude-port --max-connections --adopt --min-age --account --no-guard --careful --config --quiet --help" ;;
+    sockfuse-load) options="--cgroup --exclude-port --max-connections --adopt --min-age --account --no-guard --careful --config --check --json --quiet --help" ;;
     sockfuse-adopt) options="--every --quiet --help" ;;
     sockfuse-unload) options="--quiet --help" ;;
     sockfuse-status) options="--json --prometheus --watch --top --help" ;;

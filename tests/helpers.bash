@@ -31,6 +31,9 @@ set_fuse() {
   "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0 0 0 0 0 0 0 0 0 0 0
 }
 
+# What load.sh --adopt needs: Linux 6.12
+can_adopt() { grep -q TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux; }
+
 # What the whole machine has one of, and only the first network namespace shows.
 host_sysctl() { nsenter --net=/run/host-net sysctl "$@"; }
 

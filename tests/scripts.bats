@@ -83,12 +83,21 @@ refused() {
   assert_on
 }
 
-# kill_script SIGNAL MILLISECONDS NAME: returns what the script returned
+# kill_script SIGNAL MILLISECONDS COMMAND...: returns what the script returned
 kill_script() {
-  "$here/$3" >/dev/null 2>&1 3>&- &
-  sleep "$(printf '0.%03d' "$2")"
-  kill "-$1" $! 2>/dev/null || true
+  local signal=$1 after=$2
+  shift 2
+  "$@" >/dev/null 2>&1 3>&- &
+  sleep "$((after / 1000)).$(printf '%03d' $((after % 1000)))"
+  kill "-$signal" $! 2>/dev/null || true
   wait $! 2>/dev/null
+}
+
+# milliseconds COMMAND...: what it took
+milliseconds() {
+  local start=${EPOCHREALTIME/./}
+  "$@"
+  echo $(((${EPOCHREALTIME/./} - start) / 1000))
 }
 
 # A load or an unload, in turn, puts in order whatever there is.
@@ -104,26 +113,32 @@ put_in_order() {
 }
 
 @test "load.sh killed at 25 random moments: a load or an unload puts everything in order" {
-  local i
+  local i length options=()
+  ! can_adopt || options=(--adopt)
+  length=$(milliseconds load "${options[@]}")
   for i in {1..25}; do
-    kill_script KILL $((RANDOM % 900)) load.sh || true
+    kill_script KILL $((RANDOM % length)) "$here/load.sh" "${options[@]}" || true
     put_in_order "$i"
   done
 }
 
 @test "unload.sh killed at 25 random moments: a load or an unload puts everything in order" {
-  local i
+  local i length
+  load
+  length=$(milliseconds unload --quiet)
   for i in {1..25}; do
     load
-    kill_script KILL $((RANDOM % 600)) unload.sh || true
+    kill_script KILL $((RANDOM % length)) "$here/unload.sh" || true
     put_in_order "$i"
   done
 }
 
 @test "load.sh ended by a signal at any time leaves nothing" {
-  local i
+  local i length
+  length=$(milliseconds load)
+  unload --quiet
   for i in {1..8}; do
-    ! kill_script TERM $((i * 90)) load.sh || unload --quiet # it had done its work
+    ! kill_script TERM $((i * length / 8)) "$here/load.sh" || unload --quiet # it had done its work
     assert_nothing_left
   done
 }
@@ -141,6 +156,21 @@ put_in_order() {
   unload --quiet
   [ "$(foreign_attached | wc -l)" -eq 2 ]
   [ -e "$BPFFS/foreign1" ] && [ -e "$BPFFS/foreign2" ]
+}
+
+@test "a second load that fails at its end leaves the first as it was, its settings too" {
+  local settings
+  cat >"$BATS_TEST_TMPDIR/bpftool" <<END
+#!/bin/bash
+[[ "\$*" != *"cgroup attach"* ]] || exit 255
+exec $BPFTOOL "\$@"
+END
+  chmod +x "$BATS_TEST_TMPDIR/bpftool"
+  load
+  settings=$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings")
+  BPFTOOL=$BATS_TEST_TMPDIR/bpftool refused 5 "did not attach" "$here/load.sh" --quiet --account
+  [ "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings")" = "$settings" ]
+  assert_on
 }
 
 @test "a foreign program attached without multi is in the way: said so, nothing changed" {
@@ -464,4 +494,55 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   done
   run env -i PATH="$bin" "$here/deps.sh" load 3>&-
   [ "$status" -eq 4 ]
+}
+
+@test "load.sh --check: nothing lacks here, nothing is loaded, and what is loaded stays as it is" {
+  local before
+  run "$here/load.sh" --check 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output =~ ok\ +programs ]]
+  assert_nothing_left
+  load
+  before=$(find "$BPFFS"; ours_attached; counters)
+  "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json" 3>&-
+  jq -e '.ok and all(.findings[]; .result != "missing") and any(.findings[]; .subject == "programs")' "$BATS_TEST_TMPDIR/json"
+  [ "$before" = "$(find "$BPFFS"; ours_attached; counters)" ]
+  assert_on
+}
+
+# missing_with HIDE: what load.sh --check finds missing where that is done first
+missing_with() {
+  run hidden "$1" "$here/load.sh" --check --json 3>&-
+  echo "$1: $status: $output"
+  [ "$status" -eq 1 ]
+  missing=$(jq -r '[.findings[] | select(.result == "missing").subject] | join(" ")' <<<"$output")
+}
+
+@test "load.sh --check names exactly what lacks" {
+  local missing
+  echo "none integrity [confidentiality]" >"$BATS_TEST_TMPDIR/lockdown"
+  printf '#!/bin/sh\necho "bpftool v5.4.0"\n' >"$BATS_TEST_TMPDIR/bpftool"
+  chmod +x "$BATS_TEST_TMPDIR/bpftool"
+  missing_with 'mount -t tmpfs tmpfs /sys/kernel/btf'
+  [ "$missing" = BTF ]
+  missing_with 'umount /sys/fs/cgroup'
+  [ "$missing" = cgroup2 ]
+  missing_with 'mount --bind /dev/null /proc/filesystems'
+  [ "$missing" = bpffs ]
+  missing_with "export BPFTOOL=$BATS_TEST_TMPDIR/bpftool"
+  [ "$missing" = bpftool ]
+  missing_with "mkdir -p /sys/kernel/security; mount -t tmpfs tmpfs /sys/kernel/security; cp $BATS_TEST_TMPDIR/lockdown /sys/kernel/security"
+  [ "$missing" = lockdown ]
+}
+
+@test "load.sh --check names the faults that a stable version is known to have, and no other" {
+  local version faults
+  for version in 5.10.230:3 5.10.262:2 6.1.90:4 6.1.119:3 6.1.192:0 6.12.117:0 6.6.1:0; do
+    printf '#!/bin/sh\ncase $1 in -v) echo "#1 SMP Debian %s-1 (2026-01-01)" ;; *) exec /usr/bin/uname "$@" ;; esac\n' "${version%:*}" >"$BATS_TEST_TMPDIR/uname"
+    chmod +x "$BATS_TEST_TMPDIR/uname"
+    faults=$(PATH=$BATS_TEST_TMPDIR:$PATH "$here/load.sh" --check --json 3>&- | jq -c '[.findings[] | select(.result == "fault")]')
+    echo "$version $faults"
+    [ "$(jq length <<<"$faults")" -eq "${version#*:}" ]
+  done
 }

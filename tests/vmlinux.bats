@@ -35,3 +35,12 @@ missing() {
 @test "vmlinux.h stays a list of what is read, a few hundred lines at most" {
   [ "$(wc -l <"$here/vmlinux.h")" -lt 350 ]
 }
+
+@test "the programs compile for big-endian machines, too" {
+  local source
+  for source in "$here"/bpf/*.bpf.c; do
+    "${CLANG:-clang}" -O2 -g -target bpfeb -Wall -Wextra -Werror -idirafter "/usr/include/$(uname -m)-linux-gnu" -c "$source" \
+      -o "$BATS_TEST_TMPDIR/big.o"
+    [[ $(readelf -h "$BATS_TEST_TMPDIR/big.o") == *"big endian"* ]]
+  done
+}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # check.sh [--table FILE] KERNEL...: holds the promises (promises.bats) against each
-# kernel of kernel.sh, prints TAP for each and a verdict; FILE gets a table of them, in
-# Markdown.  A kernel that cannot be fetched is skipped, by name.
+# kernel of kernel.sh, with cgroup2 alone, and beside version 1 and with the bpftool of the
+# kernel's suite, if tests/bpftools.sh could fetch it; prints TAP for each and a verdict; FILE gets a table of them, in Markdown.  A kernel that cannot be fetched is
+# skipped, by name.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
@@ -17,25 +18,31 @@ passed=0 failed=0 skipped=0
 for kernel; do
   code=0
   boot=$("$here/kernel.sh" "$kernel") || code=$?
+  ((code)) || [[ $kernel != *-arm64 ]] || "$here/root-arm64.sh" || code=$?
   if ((code == 75)); then
     echo "Linux $kernel: skipped"
     skipped=$((skipped + 1))
     continue
   fi
-  start=$SECONDS
-  "$here/run.sh" "$kernel" bats --formatter tap tests/vm/promises.bats | sed -n '/^1\.\.\|^ok\|^not ok\|^#/p' | tee "$work/${boot##*/}" || code=$?
-  if ((code == 0)); then
-    passed=$((passed + 1)) verdict=passed
-  else
-    failed=$((failed + 1)) verdict=failed
-  fi
-  echo "Linux $kernel (${boot##*/}): $verdict, $((SECONDS - start)) s"
+  ((code == 0)) || exit "$code"
+  for cgroups in unified hybrid; do
+    start=$SECONDS
+    CGROUP=$cgroups "$here/run.sh" "$kernel" bats --formatter tap tests/vm/promises.bats | sed -n '/^1\.\.\|^ok\|^not ok\|^#/p' |
+      tee "$work/results" || code=$?
+    cat "$work/results" >>"$work/${boot##*/}"
+    if ((code == 0)); then
+      passed=$((passed + 1)) verdict=passed
+    else
+      failed=$((failed + 1)) verdict=failed
+    fi
+    echo "Linux $kernel (${boot##*/}), cgroup2 $cgroups: $verdict, $((SECONDS - start)) s"
+  done
 done
 echo "$passed passed, $failed failed, $skipped skipped"
 
 # A row for each promise, a column for each kernel, and what load.sh said there.
 if [[ $table ]]; then
-  mapfile -t results < <(find "$work" -type f -printf '%f\n' | sort -V)
+  mapfile -t results < <(find "$work" -type f -name '*.*' -printf '%f\n' | sort -V)
   (cd "$work" && awk -v objects="$(cat "$here"/../../bpf/*.o | sha256sum | cut -c 1-16)" '
     FNR == 1 { kernel[++kernels] = FILENAME }
     /^(not )?ok / {
@@ -43,14 +50,14 @@ if [[ $table ]]; then
       sub(/^(not )?ok [0-9]+ /, "")
       sub(/ # skip.*/, "")
       if (!($0 in known)) { known[$0]; promise[++promises] = $0 }
-      cell[$0, kernels] = answer
+      if (cell[$0, kernels] !~ /no/) cell[$0, kernels] = answer
     }
-    /^# load: / { said[kernels] = said[kernels] "\n  - " substr($0, 9) }
+    /^# load: / && !((kernels, $0) in told) { told[kernels, $0]; said[kernels] = said[kernels] "\n  - " substr($0, 9) }
     END {
-      print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation, on their root cgroup, with one set"
-      print "of objects (SHA-256 of all: " objects ").\n"
+      print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation, on their root cgroup, with cgroup2"
+      print "alone and beside version 1, with one set of objects (SHA-256 of all: " objects ").\n"
       printf "| promise |"
-      for (k = 1; k <= kernels; k++) { version = kernel[k]; sub(/-cloud.*/, "", version); printf " %s |", version }
+      for (k = 1; k <= kernels; k++) { version = kernel[k]; sub(/-cloud-amd64$/, "", version); sub(/-cloud/, "", version); printf " %s |", version }
       printf "\n|---|"
       for (k = 1; k <= kernels; k++) printf "---|"
       for (p = 1; p <= promises; p++) {

@@ -1,50 +1,23 @@
 #!/usr/bin/env bash
 # kernel.sh KERNEL: fetches Debian's newest KERNEL for cloud machines (5.10, 6.1, 6.12;
-# newest: that of sid) into kernels/, and prints where it is.  Suites that this host does
-# not use are reached through the mirror that it does; DEBIAN_MIRROR=URL names another.
-# Exit code 75 if there is none to reach.
+# newest: that of sid; with -arm64 behind it, for that) into kernels/, and prints where
+# it is.  Exit code 75 if there is none to reach.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-kernel=$1
+# shellcheck source=tests/suite.bash
+. "$here/../suite.bash"
 
-case $kernel in
-  5.10) suite=bullseye ;;
-  6.1) suite=bookworm ;;
-  6.12) suite=trixie ;;
-  newest) suite=sid kernel= ;;
-  *)
-    echo "kernel.sh: not 5.10, 6.1, 6.12 or newest: $kernel" >&2
-    exit 2
-    ;;
-esac
-
-unreachable() {
-  echo "kernel.sh: no Linux ${kernel:-of the newest kind} to fetch from Debian $suite: $1" >&2
-  exit 75
-}
-
-# What apt knows of that suite alone, apart from what it knows for this host.
-apt=$here/kernels/apt-$suite
-# shellcheck disable=SC2016 # apt's own variables
-known() { apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' | awk "\$1 == \"Debian\" && \$2 $1 { print \$3; exit }"; }
-mirror=${DEBIAN_MIRROR:-$(known '!~ /-/')}
-security=$(known '~ /-security$/')
-[[ $mirror ]] || unreachable "no mirror of Debian is in use here; try: DEBIAN_MIRROR=URL $0 $1"
-mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-{
-  echo "deb $mirror $suite main"
-  [[ ! $security || $suite == sid ]] || echo "deb $security $suite-security main"
-} >"$apt/sources.list"
-with_apt() {
-  "$@" -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$apt/lists" \
-    -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
-}
-[[ $(find "$apt/lists" -maxdepth 1 -name '*_Packages*' -mtime -1) ]] || with_apt apt-get -qq update >"$apt/log" 2>&1 ||
-  unreachable "$(grep -m 1 '^[EW]:' "$apt/log")"
+architecture=amd64
+[[ $1 != *-arm64 ]] || architecture=arm64
+kernel=${1%-arm64}
+suite=$(suite_of "$1")
+[[ $kernel != newest ]] || kernel=
+open_suite "$here/kernels" "$suite" "$architecture"
 
 # The package, unpacked into kernels/NAME once.
-package=$(with_apt apt-cache search --names-only "^linux-image-${kernel:+${kernel//./\\.}\.}[.0-9+a-z-]*-cloud-amd64\$" | cut -d ' ' -f 1 | sort -V | tail -n 1)
-[[ $package ]] || unreachable "no such package"
+package=$(with_apt apt-cache search --names-only "^linux-image-${kernel:+${kernel//./\\.}\.}[.0-9+a-z-]*-cloud-$architecture\$" |
+  cut -d ' ' -f 1 | sort -V | tail -n 1)
+[[ $package ]] || unreachable "no Linux ${kernel:-} for cloud machines"
 release=${package#linux-image-}
 if [[ ! -e $here/kernels/$release ]]; then
   rm -rf "$here/kernels/$release.part"

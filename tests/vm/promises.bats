@@ -5,6 +5,11 @@
 load ../helpers
 
 setup_file() {
+  if [[ -e /sys/fs/cgroup/unified ]]; then # hybrid: check.sh
+    BPFTOOL=$(echo "$BATS_TEST_DIRNAME"/../bpftools/*/bpftool)
+    [[ -x $BPFTOOL ]] || BPFTOOL=bpftool
+    export BPFTOOL
+  fi
   "$BATS_TEST_DIRNAME/../../load.sh" --no-guard >"$BATS_FILE_TMPDIR/load" 2>&1 3>&- || {
     cat "$BATS_FILE_TMPDIR/load"
     return 1
@@ -87,4 +92,22 @@ since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
   run timeout 200 "$TRAFFIC" leave 2 60000
   echo "$output; $(counters)"
   [ "$status" -eq 0 ]
+}
+
+# found_missing: what load.sh --check finds missing in a mount namespace where $1 was run
+found_missing() {
+  unshare --mount bash -c "$1 && $here/load.sh --check --json" >"$BATS_TEST_TMPDIR/json" && return 1
+  jq -r '[.findings[] | select(.result == "missing").subject] | join(" ")' "$BATS_TEST_TMPDIR/json"
+}
+
+# The last test: lockdown cannot be taken back.
+@test "load.sh --check names exactly what lacks: BTF, cgroup2, lockdown" {
+  mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || true
+  [ "$(found_missing 'mount -t tmpfs none /sys/kernel/btf')" = BTF ]
+  [ "$(found_missing 'umount -t cgroup2 -a')" = cgroup2 ]
+  if [[ ! -e /sys/kernel/security/lockdown ]]; then
+    skip "this kernel has no lockdown"
+  fi
+  echo confidentiality >/sys/kernel/security/lockdown
+  [ "$(found_missing true)" = lockdown ]
 }

@@ -1,0 +1,147 @@
+# shellcheck shell=bash
+# load.sh --check: tries on this host, in a mount namespace and a bpffs of its own,
+# what a load would need, and says what is missing and what would be reduced.
+# Nothing is attached, no pin outlives it.  Sourced by load.sh.
+
+# What has been found: result, subject and text of each, in turn.  Results: ok, reduced
+# (sockfuse runs without it), fault (a known one of this kernel), hint, missing (no load).
+FINDINGS=()
+found() { FINDINGS+=("$1" "$2" "$3"); }
+
+# tried RESULT SUBJECT TEXT COMMAND...: ok with that text if it succeeds silently,
+# reduced with what it says of what is left out, RESULT with what it dies of
+tried() {
+  local result=$1 subject=$2 text=$3 says code
+  shift 3
+  set +e # or set -e would mean nothing inside
+  says=$(
+    set -e
+    "$@" 2>&1
+  )
+  code=$?
+  set -e
+  says=$(sed '/^+ /d' <<<"$says" | tail -n 1)
+  if ((code)); then
+    found "$result" "$subject" "${says#"${0##*/}: "}"
+  elif [[ $says ]]; then
+    found reduced "$subject" "$says"
+  else
+    found ok "$subject" "$text"
+  fi
+}
+
+is_missing() {
+  local i
+  for ((i = 0; i < ${#FINDINGS[@]}; i += 3)); do
+    [[ ${FINDINGS[i]} != missing ]] || return 0
+  done
+  return 1
+}
+
+# Confidentiality forbids BPF programs to read the kernel's memory (LOCKDOWN_BPF_READ_KERNEL).
+need_no_lockdown() {
+  local file=/sys/kernel/security/lockdown
+  [[ -e $file ]] || mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || return 0
+  [[ $(cat $file 2>/dev/null) != *'[confidentiality]'* ]] ||
+    die "$EX_HOST" "kernel lockdown in mode confidentiality forbids what the programs read" "boot with lockdown=integrity or none"
+}
+
+verdict_of_stage() {
+  stage
+  attach_verdict
+}
+
+adoption() {
+  ADOPTING=1
+  need_adoption
+  adopter
+}
+
+look_at_security_modules() {
+  local context
+  context=$(tr -d '\0' </proc/self/attr/current 2>/dev/null) || return 0
+  if [[ $(cat /sys/fs/selinux/enforce 2>/dev/null) == 1 ]]; then
+    found hint SELinux "it is enforcing, and this is $context; a service's domain needs the permissions of class bpf: see ausearch -m avc"
+  elif [[ $context && $context != unconfined ]]; then
+    found hint AppArmor "this runs in the profile $context, which must allow the capabilities bpf, net_admin, perfmon and syslog"
+  fi
+}
+
+# Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
+# uname -r; others with a patch level of 0, such as RHEL's, not at all.
+stable_version() {
+  local said
+  for said in "$(sed 's/.* //' /proc/version_signature 2>/dev/null)" "$(uname -v | grep -o 'Debian [0-9.]*' | cut -d ' ' -f 2)" "$(uname -r)"; do
+    [[ ! $said =~ ^([0-9]+\.[0-9]+\.[1-9][0-9]*) ]] || {
+      echo "${BASH_REMATCH[1]}"
+      return
+    }
+  done
+}
+
+# Faults of sockmap that matter to sk_msg redirects, and in each series that is looked
+# after in Debian the first version without (ChangeLog-* of kernel.org); x: none so far.
+readonly FAULTS="\
+5.10.77|two threads that send on one socket can get each other's verdict
+5.10.231 6.1.120 6.12.5|a sender's memory can be uncharged twice (CVE-2024-56633)
+5.10.x 6.1.123 6.12.8|fused bytes are not charged to the receiver: at most 32 messages wait, then TCP takes over
+6.1.95|a socket closed while a message is redirected to it can stay open, with a warning in the log
+5.10.x 6.1.183 6.12.104|a redirect can use its peer's socket after that was freed"
+
+# Silent about series that are not in the table.
+look_at_faults() {
+  local version
+  version=$(stable_version)
+  [[ $version ]] || {
+    found hint faults "which stable version this kernel is made from it does not say; its distribution knows"
+    return 0
+  }
+  local mended fault fixed
+  while IFS='|' read -r mended fault; do
+    for fixed in $mended; do
+      [[ ${fixed%.*} == "${version%.*}" ]] || continue
+      if [[ $fixed == *.x ]]; then
+        found fault sockmap "$fault; not mended in Linux ${fixed%.x} so far"
+      elif ((${fixed##*.} > ${version##*.})); then
+        found fault sockmap "$fault; mended in Linux $fixed"
+      fi
+    done
+  done <<<"$FAULTS"
+}
+
+preflight() {
+  local i
+  [[ ! $JSON ]] || need_command jq jq
+  mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
+  found ok kernel "Linux $(uname -r), $(uname -m)"
+  tried missing bpffs "can be mounted" need_bpffs
+  tried missing BTF "/sys/kernel/btf/vmlinux" need_btf
+  tried missing bpftool "$("$BPFTOOL" version 2>/dev/null | head -n 1)" need_bpftool
+  tried missing cgroup2 "${CGROUP:-$(cgroup2_mount)}" find_cgroup
+  tried missing lockdown "does not forbid it" need_no_lockdown
+  tried missing build "the objects are there" build
+  if is_missing; then
+    found hint programs "not tried, since something is missing"
+  else
+    find_cgroup
+    tried missing programs "the verifier takes them" verdict_of_stage
+  fi
+  if ! is_missing; then
+    [[ ! $GUARD ]] || tried missing guard "its programs attach" guard
+    tried reduced status "lists connections" iterator
+    tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
+    ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
+    look_at_faults
+  fi
+  look_at_security_modules
+  if [[ $JSON ]]; then
+    printf '%s\n' "${FINDINGS[@]}" | jq -Rnc '[inputs] as $found
+      | [range(0; $found | length; 3) | {result: $found[.], subject: $found[. + 1], text: $found[. + 2]}]
+      | {ok: all(.result != "missing"), findings: .}'
+  else
+    for ((i = 0; i < ${#FINDINGS[@]}; i += 3)); do
+      printf '%-8s %-9s %s\n' "${FINDINGS[@]:i:3}"
+    done
+  fi
+  ! is_missing
+}
