@@ -94,6 +94,7 @@ check:
 # What is promised, on Debian's KERNEL under emulation (6.12, or 6.12-arm64), or on each.
 vmcheck vmcheck-all: objects helpers
 	$(Q)./deps.sh load check vm
+	$(Q)tests/bpftools.sh || true
 	$(Q)if tests/debian.sh trixie tests/vm/root $(VM_PACKAGES); then \
 		tests/vm/check.sh $(if $(filter vmcheck,$@),$(or $(KERNEL),6.1 6.12),--table docs/kernels.md 5.10 6.1 6.12 newest 6.12-arm64); \
 	else \

@@ -55,7 +55,8 @@ if [[ $table ]]; then
     /^# load: / && !((kernels, $0) in told) { told[kernels, $0]; said[kernels] = said[kernels] "\n  - " substr($0, 9) }
     END {
       print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation, on their root cgroup, with cgroup2"
-      print "alone and beside version 1, with one set of objects (SHA-256 of all: " objects ").\n"
+      print "alone, and beside version 1 and then with the bpftool of the kernel'\''s suite; with one set of objects (SHA-256 of all: " objects "),"
+      print "and that for bpftool before 5.16 where the suite has such a one.\n"
       printf "| promise |"
       for (k = 1; k <= kernels; k++) { version = kernel[k]; sub(/-cloud-amd64$/, "", version); sub(/-cloud/, "", version); printf " %s |", version }
       printf "\n|---|"

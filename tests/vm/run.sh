@@ -27,12 +27,12 @@ mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
 tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 \
   --exclude=tests/vm/arm64 --exclude=tests/vm/kernels --exclude=tests/bpftools . | tar -C "$work/over/src" -xf -
 find "$work/over/src" -name '*.bpf.o' -exec touch {} + # or load.sh would build them
-bpftool=$project/tests/bpftools/$(suite_of "$kernel")
-[[ ! -x $bpftool/bpftool ]] || (cd "$project" && tar -cf - "${bpftool#"$project/"}") | tar -C "$work/over/src" -xf -
 case $release in
   *-amd64)
     root=$here/root console=ttyS0
     machine=(qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max)
+    bpftool=tests/bpftools/$(suite_of "$kernel")
+    [[ ! -x $project/$bpftool/bpftool ]] || (cd "$project" && tar -cf - "$bpftool") | tar -C "$work/over/src" -xf -
     ;;
   *-arm64) # its pointer authentication as QEMU can do it fast
     root=$here/root-arm64 console=ttyAMA0
