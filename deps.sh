@@ -34,6 +34,7 @@ load   tcpdump                     tcpdump       tcpdump        tcpdump         
 check  cc                          gcc           gcc            gcc             gcc
 check  bats                        bats          bats           bats            bash-bats
 check  ip                          iproute2      iproute        iproute2        iproute2
+check  nft                         nftables      nftables       nftables        nftables
 check  iperf3                      iperf3        iperf3         iperf           iperf3
 check  curl                        curl          curl           curl            curl
 check  openssl                     openssl       openssl        openssl         openssl

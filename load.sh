@@ -7,8 +7,10 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: ${0##*/} [--cgroup PATH] [--exclude-port LIST] [--max-connections N]
-               [--adopt | --min-age SECONDS] [--account] [--no-guard | --careful]
+Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
+               [--exclude-port LIST] [--max-connections N] [--refresh SECONDS]
+               [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
+               [--no-guard | --careful]
                [--config FILE] [--check [--json] | --quiet]
 
 Fuses local TCP connections: each one that is established from now on between
@@ -17,13 +19,21 @@ what is loaded; live connections go on.
 
   --cgroup PATH          only sockets of processes in this cgroup2 directory
                          (default: all, the root of the cgroup2 mount)
-  --exclude-port LIST    not the connections to services that listen on these
+  --net CIDR             between addresses of these networks, too, if both ends
+                         are on this host, in the same network namespace or not,
+                         and through NAT; local: this host's own addresses
+  --refresh SECONDS      with --net, a message goes by TCP when nothing else did
+                         for so long, for NAT and connection tracking (default 60,
+                         at most 255; 0: never)
+  --port LIST            only the connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
+  --exclude-port LIST    not the connections to those
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
   --adopt                the connections that are established already, too
   --min-age SECONDS      only connections that are so old (1 to 255), for as long as
                          $(name_of adopt) runs: short ones stay plain TCP
+  --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
@@ -47,11 +57,15 @@ $EXIT_CODES
 EOF
 }
 
-CGROUP=
+CGROUPS=()
+NETWORKS=()
+REFRESH=60
+LISTED=
 EXCLUDE=
 MAX_CONNECTIONS=65536
 ADOPTING=
 MIN_AGE=
+NONBLOCKING=
 ACCOUNT=
 GUARD=1
 CAREFUL=
@@ -60,11 +74,23 @@ JSON=
 parse_arguments() {
   while (($#)); do
     case $1 in
-      --cgroup | --exclude-port | --max-connections | --min-age | --config)
+      --cgroup | --net | --refresh | --port | --exclude-port | --max-connections | --min-age | --config)
         [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
         ;;&
       --cgroup)
-        CGROUP=$2
+        CGROUPS+=("$2")
+        shift
+        ;;
+      --net)
+        NETWORKS+=("$2")
+        shift
+        ;;
+      --refresh)
+        REFRESH=$2
+        shift
+        ;;
+      --port)
+        LISTED+=,$2
         shift
         ;;
       --exclude-port)
@@ -84,6 +110,7 @@ parse_arguments() {
         shift
         ;;
       --adopt) ADOPTING=1 ;;
+      --nonblocking-only) NONBLOCKING=1 ;;
       --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
@@ -105,7 +132,15 @@ parse_arguments() {
       die "$EX_USAGE" "--min-age: not a number of seconds from 1 to 255: $MIN_AGE" "see: $0 --help"
     ADOPTING=1
   fi
-  excluded_ports >/dev/null
+  [[ ! $NONBLOCKING || $ADOPTING ]] ||
+    die "$EX_USAGE" "--nonblocking-only goes with --adopt or --min-age" "see: $0 --help"
+  [[ $REFRESH =~ ^(0|[1-9][0-9]{0,2})$ && $REFRESH -le 255 ]] ||
+    die "$EX_USAGE" "--refresh: not a number of seconds from 0 to 255: $REFRESH" "see: $0 --help"
+  # Who accepts is told from others by the packet that ends the handshake.
+  ((${#NETWORKS[@]} == 0)) || [[ ! $MIN_AGE ]] || die "$EX_USAGE" "--net does not go with --min-age" "see: $0 --help"
+  ports_of --port "$LISTED" >/dev/null
+  ports_of --exclude-port "$EXCLUDE" >/dev/null
+  network_keys >/dev/null
 }
 
 read_config() {
@@ -120,31 +155,92 @@ read_config() {
   done <"$1"
 }
 
-# excluded_ports: those of --exclude-port, one a line
-excluded_ports() {
+# ports_of OPTION LIST: one a line
+ports_of() {
   local part first last
-  for part in ${EXCLUDE//,/ }; do
+  for part in ${2//,/ }; do
     [[ $part =~ ^([1-9][0-9]{0,4})(-([1-9][0-9]{0,4}))?$ ]] ||
-      die "$EX_USAGE" "--exclude-port: not a port or a range of ports: $part" "see: $0 --help"
+      die "$EX_USAGE" "$1: not a port or a range of ports: $part" "see: $0 --help"
     first=${BASH_REMATCH[1]} last=${BASH_REMATCH[3]:-${BASH_REMATCH[1]}}
     ((first <= last && last <= 65535)) ||
-      die "$EX_USAGE" "--exclude-port: not a port or a range of ports: $part" "see: $0 --help"
+      die "$EX_USAGE" "$1: not a port or a range of ports: $part" "see: $0 --help"
     seq "$first" "$last"
   done
 }
 
-# The ports go in before the program is attached.  The key is in the host's
-# byte order.
-exclude() {
-  local port little=1
-  [[ $EXCLUDE ]] || return 0
-  [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]] || little=
-  say "+ $BPFTOOL map update pinned $STAGING/maps/$EXCLUDED (ports ${EXCLUDE#,})"
-  excluded_ports | while read -r port; do
-    echo "map update pinned $STAGING/maps/$EXCLUDED key $((little ? port % 256 : port / 256))" \
-      "$((little ? port / 256 : port % 256)) value 1"
-  done | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
-    die "$EX_FAILED" "the ports to exclude were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/$EXCLUDED"
+# bytes_of ADDRESS: its 16 bytes between spaces, IPv4 as ::ffff:a.b.c.d; nothing if
+# it is none
+bytes_of() {
+  local address=$1 part left right=() filled=()
+  if [[ $address =~ ^(.*:)?([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})$ ]]; then
+    for part in "${BASH_REMATCH[@]:2}"; do
+      ((10#$part <= 255)) || return 0
+      filled+=($((10#$part)))
+    done
+    address=${BASH_REMATCH[1]:-::ffff:}$(printf '%02x%02x:%02x%02x' "${filled[@]}")
+  fi
+  [[ $address =~ ^[0-9a-fA-F:]+$ && $address != *:::* && $address != *::*::* && $address =~ ^(::|[^:]) && $address =~ (::|[^:])$ ]] || return 0
+  IFS=: read -ra left <<<"${address%%::*}"
+  if [[ $address == *::* ]]; then
+    IFS=: read -ra right <<<"${address#*::}"
+    while ((${#left[@]} + ${#right[@]} < 8)); do
+      left+=(0)
+    done
+  fi
+  filled=("${left[@]}" "${right[@]}")
+  [[ ${#filled[@]} == 8 && ${filled[*]} =~ ^[0-9a-fA-F]{1,4}(\ [0-9a-fA-F]{1,4})*$ ]] || return 0
+  for part in "${filled[@]}"; do
+    printf '%d %d ' $((16#$part >> 8)) $((16#$part & 255))
+  done
+}
+
+# Of --net: prefix length and address as the bytes of struct net_key, one a line
+network_keys() {
+  local network bytes length most
+  for network in "${NETWORKS[@]}"; do
+    if [[ $network == local ]]; then
+      need_command ip iproute2
+      ip -j address show | jq -r '.[].addr_info[] | .local // empty'
+    else
+      echo "$network"
+    fi
+  done | while read -r network; do
+    bytes=$(bytes_of "${network%%/*}")
+    most=128
+    [[ $network == *:* ]] || most=32
+    length=$most
+    [[ $network != */* ]] || length=${network#*/}
+    [[ $bytes && $length =~ ^(0|[1-9][0-9]{0,2})$ && $length -le $most ]] ||
+      die "$EX_USAGE" "--net: neither local nor a network as 10.244.0.0/16 or fd00::/64: $network" "see: $0 --help"
+    echo "$(bytes_u32 $((length + 128 - most))) $bytes"
+  done
+}
+
+# In the host's byte order, as keys are
+little_endian() { [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]]; }
+bytes_u16() { if little_endian; then echo "$(($1 % 256)) $(($1 / 256))"; else echo "$(($1 / 256)) $(($1 % 256))"; fi; }
+bytes_u32() { if little_endian; then echo "$(bytes_u16 "$1") 0 0"; else echo "0 0 $(bytes_u16 "$1")"; fi; }
+
+# fill MAP WHAT: lines of "KEY value VALUE" into it, all at once
+fill() {
+  sed "s|^|map update pinned $STAGING/maps/$1 key |" | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
+    die "$EX_FAILED" "the $2 were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/$1"
+}
+
+# The policy is there before the program is attached.
+set_policy() {
+  if [[ $LISTED$EXCLUDE ]]; then
+    say "+ $BPFTOOL map update pinned $STAGING/maps/$PORTS (ports${LISTED:+ ${LISTED#,}}${EXCLUDE:+ but not ${EXCLUDE#,}})"
+    {
+      ports_of --port "$LISTED" | sed 's/$/ 1/'
+      ports_of --exclude-port "$EXCLUDE" | sed 's/$/ 0/'
+    } | awk -v little="$(little_endian && echo 1)" '
+      { high = int($1 / 256); low = $1 % 256; print (little ? low " " high : high " " low), "value", $2 }' | fill "$PORTS" ports
+  fi
+  if ((${#NETWORKS[@]})); then
+    say "+ $BPFTOOL map update pinned $STAGING/maps/$NETS (${NETWORKS[*]})"
+    network_keys | sed 's/$/ value 1/' | fill "$NETS" networks
+  fi
 }
 
 need_bpffs() {
@@ -163,14 +259,26 @@ need_adoption() {
     die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
 }
 
-find_cgroup() {
-  if [[ ! $CGROUP ]]; then
-    CGROUP=$(cgroup2_mount)
-    [[ $CGROUP ]] ||
+# Each once: a socket in two of them would be offered twice.
+find_cgroups() {
+  local cgroup inner outer kept=()
+  if ((${#CGROUPS[@]} == 0)); then
+    CGROUPS=("$(cgroup2_mount)")
+    [[ ${CGROUPS[0]} ]] ||
       die "$EX_HOST" "no cgroup2 is mounted" "try: mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2"
   fi
-  [[ $(stat -f -c %T "$CGROUP" 2>/dev/null) == cgroup2fs && -d $CGROUP ]] ||
-    die "$EX_USAGE" "not a cgroup2 directory: $CGROUP" "see: findmnt -t cgroup2"
+  for cgroup in "${CGROUPS[@]}"; do
+    [[ $(stat -f -c %T "$cgroup" 2>/dev/null) == cgroup2fs && -d $cgroup ]] ||
+      die "$EX_USAGE" "not a cgroup2 directory: $cgroup" "see: findmnt -t cgroup2"
+  done
+  mapfile -t CGROUPS < <(readlink -f "${CGROUPS[@]}" | sort -u)
+  for inner in "${CGROUPS[@]}"; do
+    for outer in "${kept[@]}"; do
+      [[ $inner/ != "$outer"/* ]] || continue 2
+    done
+    kept+=("$inner")
+  done
+  CGROUPS=("${kept[@]}")
 }
 
 # The objects, built if they are missing or older than what they are made of.
@@ -266,7 +374,7 @@ stage() {
     OLD_SETTINGS=$settings
   elif [[ $settings ]]; then
     reuse_settings=(map name "$SETTINGS" id "$settings")
-    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, cgroup}')
+    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, nets, listed, refresh, nonblocking}')
     SETTINGS_MAP=(id "$settings")
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
@@ -351,16 +459,20 @@ adopter() {
   say "+ unshare --mount bash -c '$*'"
   log=$(unshare --mount bash -c "$*" 2>&1) ||
     die "$EX_FAILED" "--adopt: $(load_error <<<"$log")" "leave it out"
+  say "+ $BPFTOOL map update pinned $STAGING/maps/$CGROUPS_MAP (${CGROUPS[*]})"
+  cgroup_ids | sed 's/$/ value 1/' | fill "$CGROUPS_MAP" cgroups
   run mv "$STAGING/maps/adopt" "$STAGING/adopt"
 }
 
-# cgroup_id: of the cgroup, as a JSON array of its bytes, the lowest first
-cgroup_id() {
+# cgroup_ids: of each cgroup, its bytes, the lowest first
+cgroup_ids() {
   local id byte
-  id=$(stat -c %i "$CGROUP")
-  for byte in {0..7}; do
-    echo $((id >> 8 * byte & 255))
-  done | jq -sc .
+  stat -c %i "${CGROUPS[@]}" | while read -r id; do
+    for byte in {0..7}; do
+      printf '%d ' $((id >> 8 * byte & 255))
+    done
+    echo
+  done
 }
 
 attach_verdict() {
@@ -372,23 +484,30 @@ attach_verdict() {
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
 attach() {
+  local cgroup
   OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
   attach_verdict
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
-    \"min_age\": ${MIN_AGE:-0}, \"cgroup\": $(cgroup_id)}"
-  run "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
-    die "$EX_FOREIGN" "the kernel did not attach to $CGROUP: is a sockops program there, or above, attached without multi?" \
-      "see: $BPFTOOL cgroup show $CGROUP effective"
+    \"min_age\": ${MIN_AGE:-0}, \"nets\": $((${#NETWORKS[@]} > 0)), \"listed\": $((${#LISTED} > 0)), \"refresh\": $REFRESH,
+    \"nonblocking\": ${NONBLOCKING:-0}}"
+  for cgroup in "${CGROUPS[@]}"; do
+    run "$BPFTOOL" cgroup attach "$cgroup" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
+      die "$EX_FOREIGN" "the kernel did not attach to $cgroup: is a sockops program there, or above, attached without multi?" \
+        "see: $BPFTOOL cgroup show $cgroup effective"
+  done
 }
 
 # What the kernel holds, not what bpftool said.  Which program a sockhash has only
 # the iterator can tell; that the program uses this map, every kernel.
 check() {
-  local map
-  attachments | grep "^$NEW_ID " >/dev/null ||
-    die "$EX_FAILED" "the sockops program is not attached to $CGROUP" "try: $0 again"
+  local map cgroup attached
+  attached=$(attachments)
+  for cgroup in "${CGROUPS[@]}"; do
+    grep -qxF "$NEW_ID $cgroup" <<<"$attached" ||
+      die "$EX_FAILED" "the sockops program is not attached to $cgroup" "try: $0 again"
+  done
   map=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
   "$BPFTOOL" -j prog show pinned "$STAGING/bpf_redir" | jq -e --argjson id "$map" \
     '.type == "sk_msg" and any(.map_ids[]; . == $id)' >/dev/null ||
@@ -464,7 +583,7 @@ report() {
   local which="from now on"
   [[ ! $ADOPTING ]] || which="old and new"
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
-  say "sockfuse is on: loopback TCP connections in $CGROUP $which, up to $MAX_CONNECTIONS at a time."
+  say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those between ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
@@ -486,7 +605,7 @@ need_bpftool
 need_bpffs
 need_btf
 need_adoption
-find_cgroup
+find_cgroups
 build
 take_lock
 trap undo EXIT
@@ -496,7 +615,7 @@ mount_bpffs
 refuse_foreign_pins
 rm -rf "$STAGING" # of a load that was killed
 stage
-exclude
+set_policy
 guard
 iterator
 adopter

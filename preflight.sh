@@ -48,6 +48,7 @@ need_no_lockdown() {
 
 verdict_of_stage() {
   stage
+  set_policy
   attach_verdict
 }
 
@@ -117,13 +118,13 @@ preflight() {
   tried missing bpffs "can be mounted" need_bpffs
   tried missing BTF "/sys/kernel/btf/vmlinux" need_btf
   tried missing bpftool "$("$BPFTOOL" version 2>/dev/null | head -n 1)" need_bpftool
-  tried missing cgroup2 "${CGROUP:-$(cgroup2_mount)}" find_cgroup
+  tried missing cgroup2 "${CGROUPS[*]:-$(cgroup2_mount)}" find_cgroups
   tried missing lockdown "does not forbid it" need_no_lockdown
   tried missing build "the objects are there" build
   if is_missing; then
     found hint programs "not tried, since something is missing"
   else
-    find_cgroup
+    find_cgroups
     tried missing programs "the verifier takes them" verdict_of_stage
   fi
   if ! is_missing; then

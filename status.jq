@@ -2,11 +2,24 @@
 # connections, and that object as text.  The names of counters are those of struct
 # counters.
 
+def hex: [while(. > 0; . / 16 | floor) | . % 16] | reverse | map("0123456789abcdef"[.:. + 1]) | join("") | if . == "" then "0" else . end;
+
 # "80,443,6000-6010" from port numbers in order
 def ranges:
   reduce .[] as $port ([]; if .[-1][1] == $port - 1 then .[-1][1] = $port else . + [[$port, $port]] end)
   | map(if .[0] == .[1] then "\(.[0])" else "\(.[0])-\(.[1])" end)
   | join(",");
+
+# "10.244.0.0/16" from a key of fuse_nets, as bpftool gives its bytes
+def network:
+  map(ltrimstr("0x") | explode | map(if . > 96 then . - 87 else . - 48 end) | reduce .[] as $digit (0; . * 16 + $digit))
+  | (.[0] + .[3]) as $length # 128 at the most, in the host's byte order
+  | .[4:]
+  | if .[:12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255] and $length >= 96 then
+      "\(.[12:] | map(tostring) | join("."))/\($length - 96)"
+    else
+      "\([range(0; 16; 2) as $i | .[$i] * 256 + .[$i + 1] | hex] | join(":") | sub("(^|:)0(:0)+(:|$)"; "::"))/\($length)"
+    end;
 
 # enum reason of bpf_sockmap.h
 def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp"][.];
@@ -32,10 +45,10 @@ def map_used($name):
   [.sockops, .redir | shown | .map_ids[]?] as $used
   | first(.maps[0][] | select(.name == $name and (.id | IN($used[]))).id) // 0;
 
-# The four that status.sh dumps
+# Those that status.sh dumps
 def map_ids:
   $ARGS.named
-  | "\(map_used("sock_ops_map")) \(map_used("fuse_counters")) \(map_used("fuse_guarded")) \(map_used("fuse_excluded"))";
+  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_ports", "fuse_nets")] | join(" ");
 
 def counters:
   {
@@ -51,10 +64,14 @@ def attached_cgroups($id):
 
 def load_command($load):
   [$load]
-  + (.cgroup // empty | if . == "" then [] else ["--cgroup", @sh] end)
+  + [.cgroups // [] | .[] | "--cgroup", @sh]
+  + [.policy.nets[] | "--net", .]
+  + (if .policy.nets == [] or .policy.refresh_seconds == 60 then [] else ["--refresh", "\(.policy.refresh_seconds)"] end)
+  + (if .policy.ports == "" then [] else ["--port", .policy.ports] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
-  + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] else [] end)
+  + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] elif .policy.adopting then ["--adopt"] else [] end)
+  + (if .policy.nonblocking_only then ["--nonblocking-only"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
   + (if .policy.careful then ["--careful"] elif .guard.loaded then [] else ["--no-guard"] end)
   | join(" ");
@@ -68,6 +85,8 @@ def damage:
     (if .staging != "" then "a load was killed and left \(.staging)" else empty end)
   ];
 
+def ports_of($value): [shown[]?.formatted | select(.value == $value).key] | sort | ranges;
+
 def loaded($kernel):
   (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
   | .settings as $settings
@@ -78,13 +97,18 @@ def loaded($kernel):
       kernel: $kernel,
       time: now,
       since: (.sockops.loaded_at // .redir.loaded_at // null | if . then todate else null end),
-      cgroup: (attached_cgroups(.sockops.id)[0] // ""),
+      cgroups: attached_cgroups(.sockops.id),
       programs: [.sockops, .redir | select(.) | {name, id, tag}],
       policy: {
-        excluded_ports: ([.excluded | shown[]?.formatted.key] | sort | ranges),
+        nets: [.nets | shown[]?.key | network],
+        refresh_seconds: ($settings.refresh // 0),
+        ports: (.ports | ports_of(1)),
+        excluded_ports: (.ports | ports_of(0)),
         accounting: ($settings.account == 1),
         careful: ($settings.careful == 1),
-        min_age_seconds: ($settings.min_age // 0)
+        min_age_seconds: ($settings.min_age // 0),
+        adopting: (.adopt != ""),
+        nonblocking_only: ($settings.nonblocking == 1)
       },
       guard: {
         loaded: (.guard != ""),
@@ -109,12 +133,12 @@ def report:
   | (if $state then
       $state
       | loaded($kernel)
-      | .load_command = (if .cgroup == $state.root then .cgroup = "" else . end | load_command($load))
+      | .load_command = (if .cgroups == [$state.root] then .cgroups = [] else . end | load_command($load))
     else {loaded: false, kernel: $kernel, time: now, load_command: $load} end) as $report
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
-def of_sockets: IN("left_out", "excluded", "guarded_service", "map_full", "refused");
+def of_sockets: IN("left_out", "excluded", "guarded_service", "map_full", "refused", "remote");
 
 def or_none: if . == "" then "none" else . end;
 
@@ -126,9 +150,12 @@ def summary:
   else
     (.load_command as $load | .damage[] | "damaged: \(.); try: \($load)"),
     "sockfuse is \(if .damage == [] then "on" else "damaged" end) since \(.since | fromdate | strflocaltime("%F %T %Z")), Linux \(.kernel)",
-    "  cgroup     \(.cgroup | or_none)",
+    "  cgroup     \(.cgroups | join(", ") | or_none)",
     "  programs   \([.programs[] | "\(.name) \(.id) (tag \(.tag))"] | join(", "))",
-    "  policy     loopback\(if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
+    "  policy     loopback\(if .policy.nets == [] then "" else ", and between \(.policy.nets | join(", "))\(
+        if .policy.refresh_seconds > 0 then ", by TCP again after \(.policy.refresh_seconds) s" else "" end)" end)\(
+      if .policy.ports == "" then "" else ", only ports \(.policy.ports)" end)\(
+      if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
       if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" else "off" end)\(if .guard.services == [] then "" else

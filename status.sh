@@ -98,7 +98,7 @@ read_sockets() {
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  What is no
 # longer pinned is found by what uses it.
 read_state() {
-  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded excluded
+  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
@@ -106,13 +106,14 @@ read_state() {
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
-  read -r map counters guarded excluded < <(with_status map_ids -nr \
+  read -r map counters guarded ports nets < <(with_status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
   read_sockets "$map"
   jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
     --arg missing "$(missing_pins "$map")" \
     --arg staging "$([[ ! -e $STAGING ]] || echo "$STAGING")" \
     --arg guard "$([[ ! -e $PIN_DIR/guard ]] || echo "$PIN_DIR/guard")" \
+    --arg adopt "$([[ ! -e $ADOPT ]] || echo "$ADOPT")" \
     --arg entries "$(grep -cv ^verdict "$TMP/sockets")" \
     --arg verdict "$(sed -n 's/^verdict\t//p' "$TMP/sockets")" \
     --slurpfile sockops "$TMP/sockops" \
@@ -121,7 +122,8 @@ read_state() {
     --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
     --slurpfile guarded <(shown map dump id "$guarded") \
-    --slurpfile excluded <(shown map dump id "$excluded") '$ARGS.named'
+    --slurpfile ports <(shown map dump id "$ports") \
+    --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'
 }
 
 # "COOKIE PID..." of each TCP socket whose processes are known.

@@ -240,8 +240,9 @@ struct sock {
 	int sk_disconnects; /* calls of connect(AF_UNSPEC) under way; 6.6 and stable
 			       kernels */
 	int sk_rcvlowat;
-	long sk_rcvtimeo;     /* jiffies; LONG_MAX: none */
-	int sk_peek_off;      /* negative: SO_PEEK_OFF not set */
+	u32 sk_txhash;	  /* random; what the skbs of this socket have as their hash */
+	long sk_rcvtimeo; /* jiffies; LONG_MAX: none */
+	int sk_peek_off;  /* negative: SO_PEEK_OFF not set */
 	int sk_forward_alloc; /* bytes charged and not yet used */
 	u8 sk_kern_sock : 1;
 };
@@ -265,6 +266,7 @@ struct tcp_sock {
 	u32 write_seq;	/* first byte the writer has not queued */
 	u32 snd_una;
 	u32 snd_nxt;
+	u64 tcp_mstamp;	   /* of the last segment, us of CLOCK_MONOTONIC */
 	u32 data_segs_out; /* segments with data, sent by TCP */
 	u64 bytes_received;
 	u64 bytes_acked;
@@ -272,6 +274,16 @@ struct tcp_sock {
 	u64 bytes_retrans;  /* that alone */
 	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
+};
+
+/* linux/skbuff.h */
+struct sk_buff {
+	u32 hash;
+};
+
+/* linux/filter.h: what struct bpf_sock_ops stands for */
+struct bpf_sock_ops_kern {
+	struct sk_buff *skb; /* in the ESTABLISHED callbacks, which ended the handshake */
 };
 
 /* linux/skmsg.h: struct sk_msg is what struct sk_msg_md stands for */

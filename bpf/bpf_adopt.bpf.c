@@ -20,6 +20,7 @@
 #define SOL_TCP 6
 #define SOCK_OPS_CB_FLAGS 1008 /* TCP_BPF_SOCK_OPS_CB_FLAGS of linux/bpf.h since 6.12 */
 #define CGROUP_DEPTH 64
+#define MAX_CGROUPS 64
 #define NS_PER_S 1000000000ULL
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -47,16 +48,27 @@ struct {
 	__type(value, u64);
 } fuse_seen SEC(".maps");
 
-/* Is it in the cgroup of load.sh --cgroup, where bpf_contrack.bpf.c is called for it? */
-static __always_inline bool in_cgroup(struct settings *set, struct tcp_sock *tp)
+/* The cgroups of load.sh --cgroup, by id, the lowest byte first. */
+struct {
+	__uint(pinning, PINNING);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_CGROUPS);
+	__type(key, u8[8]);
+	__type(value, u8);
+} fuse_cgroups SEC(".maps");
+
+/* Is it in one of them, where bpf_contrack.bpf.c is called for it? */
+static __always_inline bool in_cgroup(struct tcp_sock *tp)
 {
 	struct cgroup_subsys_state *css = &READ(sk_of(tp), sk_cgrp_data.cgroup)->self;
-	u64 id = 0;
 
-	for (int i = 0; i < 8; i++)
-		id |= (u64)set->cgroup[i] << 8 * i;
 	for (int depth = 0; depth < CGROUP_DEPTH && css; depth++) {
-		if (BPF_CORE_READ(css, cgroup, kn, id) == id)
+		u64 id = BPF_CORE_READ(css, cgroup, kn, id);
+		u8 key[8];
+
+		for (int i = 0; i < 8; i++)
+			key[i] = id >> 8 * i;
+		if (bpf_map_lookup_elem(&fuse_cgroups, key))
 			return true;
 		css = READ(css, parent);
 	}
@@ -130,7 +142,9 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 	/* One that was in the map has left it for good. */
 	if (bpf_sk_storage_get(&fuse_directions, tp, NULL, 0))
 		return 0;
-	if (!tell_end(tp, &connected) || kept_out(tp, connected) || !in_cgroup(set, tp))
+	if (!tell_end(tp, &connected) || kept_out(set, tp, connected) || !in_cgroup(tp))
+		return 0;
+	if (set->nonblocking && !never_waits(tp))
 		return 0;
 	key = own_key(tp, connected);
 	if (age_of(tp, &key) > set->min_age * NS_PER_S)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Puts both ends of every loopback connection into sock_ops_map.
+ * Puts both ends of every loopback connection into sock_ops_map, and of every other
+ * one between addresses of load.sh --net.
  *
  * A socket can enter a sockhash from sockops only in the two ESTABLISHED
  * callbacks; the kernel takes it out when it closes (sock_map_close,
@@ -21,6 +22,39 @@
 #define LEAVING_NS 200000000
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* load.sh --net; IPv4 as ::ffff:a.b.c.d */
+struct net_key {
+	u32 prefixlen;
+	u32 words[4]; /* network byte order */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct net_key);
+	__type(value, u8);
+} fuse_nets SEC(".maps");
+
+/* Ends that connected between such addresses, by their own key, until both have closed.
+ */
+struct dialled {
+	u64 connected; /* address of its tcp_sock */
+	u64 accepted;  /* of the one end that was taken for its peer; NOBODY: none may be
+			*/
+	u64 txhash;
+};
+
+#define NOBODY 1
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct pair_key);
+	__type(value, struct dialled);
+} fuse_dialled SEC(".maps");
 
 static __always_inline void account(struct bpf_sock_ops *skops)
 {
@@ -44,6 +78,106 @@ static __always_inline bool reader_asleep(struct tcp_sock *tp)
 	return waiters_of(address_of(tp), SLEEPS_CONNECTING) & WAITER_IN_TCP;
 }
 
+static __always_inline bool in_nets(u32 word0, u32 word1, u32 word2, u32 word3)
+{
+	struct net_key key = {
+		.prefixlen = 128,
+		.words = { word0, word1, word2, word3 },
+	};
+
+	return is_loopback6(key.words) || bpf_map_lookup_elem(&fuse_nets, &key);
+}
+
+static __always_inline bool both_ends_in_nets(struct tcp_sock *tp)
+{
+	struct sock_common *common = &sk_of(tp)->__sk_common;
+	u32 mapped = bpf_htonl(0xffff), *own, *peer;
+
+	if (common->skc_family == AF_INET)
+		return in_nets(0, 0, mapped, common->skc_rcv_saddr) &&
+		       in_nets(0, 0, mapped, common->skc_daddr);
+	own = common->skc_v6_rcv_saddr.in6_u.u6_addr32;
+	peer = common->skc_v6_daddr.in6_u.u6_addr32;
+	return common->skc_family == AF_INET6 &&
+	       in_nets(own[0], own[1], own[2], own[3]) &&
+	       in_nets(peer[0], peer[1], peer[2], peer[3]);
+}
+
+/*
+ * Whose packet ended the handshake: a socket's skbs have its sk_txhash for their hash
+ * (skb_set_hash_from_sk), and keep it through loopback, veth, bridges and NAT.
+ */
+static __always_inline u32 hash_of_last(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock_ops_kern *kern = (void *)skops;
+	struct sk_buff *skb = READ(kern, skb);
+
+	return READ(skb, hash);
+}
+
+/*
+ * Between namespaces sequence numbers prove nothing: who owns one can choose its own,
+ * and the peer's with a raw socket.  So who accepts enters only if the packet that
+ * ended its handshake came from the very socket that connected, which says a random
+ * number that nobody can choose or see.  A wrong one leaves that socket alone for good,
+ * so there is one guess in 2^32 and no second.  Both roles have keys of their own, and
+ * the entry here outlives whoever of the two closes first, so what is stored under the
+ * key of a live socket's peer is its peer or nothing.
+ *
+ * True: this end may enter.
+ */
+static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
+				bool connected)
+{
+	struct pair_key key;
+	struct dialled *found;
+
+	if (connected) {
+		struct dialled dialled = {
+			.connected = (u64)tp,
+			.txhash = sk_of(tp)->sk_txhash,
+		};
+
+		key = own_key(tp, true);
+		if (!bpf_map_update_elem(&fuse_dialled, &key, &dialled, BPF_NOEXIST))
+			return 0;
+		return bpf_map_lookup_elem(&fuse_dialled, &key) ? OUTCOME(ends_refused)
+								: OUTCOME(ends_map_full);
+	}
+	key = peer_key_of(tp, false);
+	found = bpf_map_lookup_elem(&fuse_dialled, &key);
+	if (!found || found->accepted)
+		return OUTCOME(ends_remote);
+	if (found->txhash == hash_of_last(skops))
+		found->accepted = (u64)tp;
+	else
+		found->accepted = NOBODY;
+	return found->accepted == NOBODY ? OUTCOME(ends_remote) : 0;
+}
+
+/*
+ * Who accepted takes the entry along, unless it never entered the map and the other
+ * end is to leave it; one that connected and has no peer takes its own.
+ */
+static __always_inline void unpair(struct tcp_sock *tp, bool gone)
+{
+	struct pair_key key = own_key(tp, true);
+	struct dialled *found;
+
+	if (both_ends_loopback(tp))
+		return;
+	found = bpf_map_lookup_elem(&fuse_dialled, &key);
+	if (found && found->connected == (u64)tp && found->accepted <= NOBODY)
+		bpf_map_delete_elem(&fuse_dialled, &key);
+	key = peer_key_of(tp, false);
+	found = bpf_map_lookup_elem(&fuse_dialled, &key);
+	if (found && found->accepted == (u64)tp) {
+		found->accepted = NOBODY;
+		if (gone)
+			bpf_map_delete_elem(&fuse_dialled, &key);
+	}
+}
+
 static __always_inline void track(struct bpf_sock_ops *skops)
 {
 	bool connected = skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
@@ -52,18 +186,24 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	struct pair_key key;
 	struct tcp_sock *tp;
 	u32 outcome;
+	bool local;
 	long err;
 
 	if (!set || !set->fuse || set->min_age)
 		return;
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!tp || !both_ends_loopback(tp))
+	if (!tp)
+		return;
+	local = both_ends_loopback(tp);
+	if (!local && !(set->nets && both_ends_in_nets(tp)))
 		return;
 	if (set->trace)
 		trace_end(tp, connected);
-	outcome = kept_out(tp, connected);
+	outcome = kept_out(set, tp, connected);
 	if (!outcome && reader_asleep(tp))
 		outcome = OUTCOME(ends_left_out);
+	if (!outcome && !local)
+		outcome = pair(skops, tp, connected);
 	if (outcome) {
 		count(outcome);
 		return;
@@ -83,6 +223,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	} else {
 		COUNT(ends_refused);
 	}
+	if (err && !local)
+		unpair(tp, false);
 }
 
 /* bpf_guard.bpf.c does so when a socket in the map closes; this one is out of it. */
@@ -150,13 +292,16 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
  * read, as TCP does.  Before 6.6 a disconnect cannot be told from those, and
  * forget() learns of it at the next connect().
  */
-static __always_inline bool disconnects(struct bpf_sock_ops *skops)
+static __always_inline void closed(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 
-	return tp && skops->args[1] == BPF_TCP_CLOSE &&
-	       bpf_core_field_exists(struct sock, sk_disconnects) &&
-	       sk_of(tp)->sk_disconnects;
+	if (!tp)
+		return;
+	unpair(tp, true);
+	if (bpf_core_field_exists(struct sock, sk_disconnects) &&
+	    sk_of(tp)->sk_disconnects)
+		forget(skops);
 }
 
 static __always_inline bool take_out(struct pair_key *key)
@@ -296,6 +441,29 @@ static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
 }
 
 /*
+ * load.sh --net: an end that connected and has an answer, or its bytes acknowledged,
+ * has a peer that is past its handshake.  If that has not entered, it is on another
+ * host, or not to be fused; nothing was fused to this end, which leaves the map.
+ */
+static __always_inline void leave_if_alone(struct tcp_sock *tp)
+{
+	struct pair_key key = own_key(tp, true);
+	struct dialled *found;
+
+	if (both_ends_loopback(tp) || !psock_of(tp))
+		return;
+	found = bpf_map_lookup_elem(&fuse_dialled, &key);
+	if (!found || found->connected != (u64)tp || found->accepted > NOBODY)
+		return;
+	if (tp->bytes_acked <= 1 && !tp->bytes_received) /* the SYN alone */
+		return;
+	forget_marks(tp);
+	if (!bpf_map_delete_elem(&sock_ops_map, &key))
+		COUNT(ends_remote);
+	bpf_map_delete_elem(&fuse_dialled, &key);
+}
+
+/*
  * Before each segment of an end that was tracked.  An edge-triggered reader
  * must not be left at the seam between fused and TCP bytes (edge_reader_full()
  * in bpf_redirect.bpf.c tells why).
@@ -311,6 +479,7 @@ static __always_inline void mend_seam(struct bpf_sock_ops *skops)
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp || !set)
 		return;
+	leave_if_alone(tp);
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
 	if (direction && direction->seam && direction->peer)
 		mend_as_sender(tp, direction);
@@ -340,8 +509,8 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 		forget(skops);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (disconnects(skops))
-			forget(skops);
+		if (skops->args[1] == BPF_TCP_CLOSE)
+			closed(skops);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		mend_seam(skops);

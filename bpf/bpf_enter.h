@@ -11,7 +11,7 @@
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
 
-/* Ports, as load.sh --exclude-port names them. */
+/* Ports of services: those of load.sh --port, 1, and of --exclude-port, 0. */
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -19,18 +19,21 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, u16);
 	__type(value, u8);
-} fuse_excluded SEC(".maps");
+} fuse_ports SEC(".maps");
 
 /*
  * The counter that tells why a socket may not enter, 0 if it may.  Readers inside the
  * kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never sees fused bytes.
  */
-static __always_inline u32 kept_out(struct tcp_sock *tp, bool connected)
+static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
+				    bool connected)
 {
 	struct service service = service_of(tp, connected);
 	u16 port = service.port;
+	u8 *listed;
 
-	if (bpf_map_lookup_elem(&fuse_excluded, &port))
+	listed = bpf_map_lookup_elem(&fuse_ports, &port);
+	if (listed ? !*listed : set->listed)
 		return OUTCOME(ends_excluded);
 	if (bpf_map_lookup_elem(&fuse_guarded, &service))
 		return OUTCOME(ends_guarded);

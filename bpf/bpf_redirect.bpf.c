@@ -56,6 +56,7 @@
 #define LEAVE_MESSAGES 16384
 #define LEAVE_SENDFILE 64
 #define SAMPLE 256
+#define US_PER_S 1000000ULL
 #define PAUSE_NS 16000
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -144,11 +145,10 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
  * the same buffer, so its window is closed when we fall back, and one that
  * is overfull would drop the segment and wait for a retransmission.
  */
-static __always_inline bool backlog_full(struct tcp_sock *own, struct tcp_sock *peer,
-					 u32 backlog, u32 size)
+static __always_inline bool backlog_full(struct tcp_sock *peer, u32 backlog, u32 size)
 {
-	struct net *net = sk_of(own)->__sk_common.skc_net.net;
-	u32 limit = net->ipv4.sysctl_tcp_rmem[2];
+	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
+	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
 
 	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
 		limit = READ(sk_of(peer), sk_rcvbuf);
@@ -266,14 +266,6 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 	       waiters_of(address_of(peer), SLEEPS_FUSED) & WAITER_IN_TCP;
 }
 
-static __always_inline bool never_waits(struct tcp_sock *peer)
-{
-	struct socket *socket = READ(sk_of(peer), sk_socket);
-	struct file *file = READ(socket, file);
-
-	return READ(file, f_flags) & O_NONBLOCK;
-}
-
 /*
  * True for the first message after a fallback while a reader may be inside
  * tcp_recvmsg().  Once it is seen not to be, no reader can get there before
@@ -353,8 +345,7 @@ edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, 
  * and stable kernels the receiver was charged for nothing, and what waits shows by
  * its number alone.
  */
-static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
-					  struct tcp_sock *peer,
+static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *peer,
 					  struct direction *direction)
 {
 	u32 backlog = backlog_of(peer), size = msg->size, found;
@@ -372,7 +363,7 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	many = too_many_wait(peer, backlog, size);
 	if (!many && backlog + size <= EDGE_BYTES)
 		return FUSED;
-	if (backlog_full(own, peer, backlog, size))
+	if (backlog_full(peer, backlog, size))
 		return OUTCOME(tcp_backlog_bytes);
 	found = waiters(peer);
 	if (found & (WAITER_EDGE | WAITER_LATER)) {
@@ -407,7 +398,7 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
 	    waiters(peer) & (WAITER_EDGE | WAITER_LATER))
 		return OUTCOME(tcp_edge_triggered); /* FIONREAD would not tell it */
-	outcome = too_much_waits(msg, own, peer, direction);
+	outcome = too_much_waits(msg, peer, direction);
 	if (outcome)
 		return outcome;
 	if (charge_may_fail(own, peer, msg->size))
@@ -513,6 +504,16 @@ static __always_inline void gather(struct sk_msg_md *msg)
 	bpf_msg_pull_data(msg, 0, msg->size, 0);
 }
 
+/*
+ * NAT and connection tracking forget a flow of which they see nothing for a time; it
+ * could then neither fall back nor be closed.  tcp_mstamp: the last segment.
+ */
+static __always_inline bool state_is_old(struct settings *set, struct tcp_sock *own)
+{
+	return set->refresh && !both_ends_loopback(own) &&
+	       bpf_ktime_get_ns() / 1000 - own->tcp_mstamp > set->refresh * US_PER_S;
+}
+
 /* Of the sender alone, whoever the peer is. */
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own)
@@ -523,6 +524,8 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 		return OUTCOME(tcp_socket_option);
 	if (set->marks && marks_of(own) & MARK_WRITER)
 		return OUTCOME(tcp_guarded);
+	if (state_is_old(set, own))
+		return OUTCOME(tcp_refresh);
 	return FUSED;
 }
 

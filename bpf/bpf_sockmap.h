@@ -35,9 +35,15 @@
  * loopback device carried it.  No address stands in it, so IPv4, IPv6 and
  * v4-mapped ends of one connection meet, and equal addresses in two namespaces
  * never do.  A socket is stored under the key that its peer computes.
+ *
+ * Where the two ends may be in different namespaces (load.sh --net), the end says
+ * which of the two it is instead; pair() in bpf_contrack.bpf.c tells why.
  */
+#define CONNECTED 1
+#define ACCEPTED 2
+
 struct pair_key {
-	u64 netns;	/* address of the struct net */
+	u64 netns;	/* address of the struct net; or CONNECTED or ACCEPTED */
 	u32 sender_isn; /* of the end that looks the key up */
 	u32 peer_isn;
 };
@@ -57,7 +63,10 @@ struct settings {
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 	u8 account; /* 1: bytes and age of each connection, struct direction */
 	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
-	u8 cgroup[8]; /* its id, the lowest byte first: whose sockets these are */
+	u8 nets;    /* 1: fuse_nets holds networks; bpf_contrack.bpf.c */
+	u8 listed;  /* 1: only services whose ports are in fuse_ports; bpf_enter.h */
+	u8 refresh; /* seconds after which a message goes by TCP again; 0: never */
+	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
 };
 
 struct {
@@ -120,8 +129,9 @@ struct counters {
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
 	u64 tcp_guarded;  /* a reader or writer was seen to do so, or not to read yet */
 	u64 tcp_sendfile; /* much of a file, which TCP sends without a copy */
-	u64 tcp_peer_unknown;	/* the other end is not in the map */
-	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
+	u64 tcp_peer_unknown; /* the other end is not in the map */
+	u64 tcp_refresh;      /* long nothing by TCP: for who keeps state in the middle */
+	u64 tcp_in_flight;    /* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
 	u64 tcp_backlog_number; /* enough messages wait for the peer's reader */
 	u64 tcp_edge_triggered; /* the peer's reader is, and there is more than it may get
@@ -130,8 +140,9 @@ struct counters {
 	u64 tcp_blocked_reader; /* the peer's reader may sit inside tcp_recvmsg */
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
-	u64 ends_excluded;	/* load.sh --exclude-port */
-	u64 ends_guarded;	/* their service is in fuse_guarded */
+	u64 ends_excluded;	/* load.sh --port, --exclude-port */
+	u64 ends_remote;  /* load.sh --net: the other end is none that is known here */
+	u64 ends_guarded; /* their service is in fuse_guarded */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
 	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */
@@ -291,6 +302,14 @@ static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock 
 	return !psock || no_fused_bytes(psock);
 }
 
+static __always_inline bool never_waits(struct tcp_sock *peer)
+{
+	struct socket *socket = READ(sk_of(peer), sk_socket);
+	struct file *file = READ(socket, file);
+
+	return READ(file, f_flags) & O_NONBLOCK;
+}
+
 /* Sleeps of receive functions, and of connect(2), wake by this; those of poll do not. */
 extern const void woken_wake_function __ksym __weak;
 /* Where they sleep for TCP bytes alone, where for fused ones too, where for neither. */
@@ -422,58 +441,32 @@ static __always_inline u32 waiters(struct tcp_sock *peer)
 	return waiters_of(address_of(peer), 0);
 }
 
-/*
- * The key under which a socket's peer is stored.  The counters advance in step
- * (tcp_snd_una_update, tcp_rcv_nxt_update), so the differences are constant
- * for the life of a connection: nothing has to be remembered for it.
- *
- * sender_isn is the initial sequence number itself on the side that connected,
- * where bytes_acked counts the SYN, and one more on the side that accepted.
- * peer_isn is one more than the initial sequence number on both.
- */
-static __always_inline struct pair_key peer_key(struct tcp_sock *tp)
+/* addr: network byte order */
+static __always_inline bool is_loopback4(u32 addr)
 {
-	return (struct pair_key){
-		.netns = (u64)sk_of(tp)->__sk_common.skc_net.net,
-		.sender_isn = tp->snd_una - (u32)tp->bytes_acked,
-		.peer_isn = tp->rcv_nxt - (u32)tp->bytes_received,
-	};
+	return (addr & LOOPBACK_MASK) == LOOPBACK_NET;
 }
 
-/* The key under which the socket itself is stored: its peer's view. */
-static __always_inline struct pair_key own_key(struct tcp_sock *tp, bool connected)
+/* words: network byte order; ::1 or ::ffff:127.0.0.0/104 */
+static __always_inline bool is_loopback6(u32 *words)
 {
-	struct pair_key key = peer_key(tp);
-	u32 isn = key.sender_isn;
-
-	key.sender_isn = connected ? key.peer_isn : key.peer_isn - 1;
-	key.peer_isn = connected ? isn + 1 : isn;
-	return key;
+	if (words[0] || words[1])
+		return false;
+	return words[2] ? words[2] == bpf_htonl(0xffff) && is_loopback4(words[3])
+			: words[3] == bpf_htonl(1);
 }
 
-/*
- * Which end is this?  The sequence number of its first byte is one more than
- * peer_key() says on the end that connected, and the same on the one that accepted.
- * False: the counters do not tell (a segment that the host itself dropped).
- */
-static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
-{
-	u32 first = tp->snd_nxt - (u32)tp->bytes_sent + (u32)tp->bytes_retrans;
-	u32 ahead = first - peer_key(tp).sender_isn;
-
-	*connected = ahead == 1;
-	return ahead <= 1;
-}
-
-/* connected: this end did; the one that accepted has the port of its service. */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
+/* Policy, unless load.sh --net says more: which connections may be fused at all. */
+static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
 
-	return (struct service){
-		.netns = common->skc_net.net->ns.inum,
-		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
-	};
+	if (common->skc_family == AF_INET)
+		return is_loopback4(common->skc_rcv_saddr) &&
+		       is_loopback4(common->skc_daddr);
+	return common->skc_family == AF_INET6 &&
+	       is_loopback6(common->skc_v6_rcv_saddr.in6_u.u6_addr32) &&
+	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
 }
 
 /* The key under which the map holds a socket that is in it; false if none. */
@@ -494,32 +487,82 @@ static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key
 	return !bpf_probe_read_kernel(key, sizeof(*key), &elem->key);
 }
 
-/* addr: network byte order */
-static __always_inline bool is_loopback4(u32 addr)
+/*
+ * The two numbers as this end sees them.  The counters advance in step
+ * (tcp_snd_una_update, tcp_rcv_nxt_update), so the differences are constant
+ * for the life of a connection: nothing has to be remembered for it.
+ *
+ * sender_isn is the initial sequence number itself on the side that connected,
+ * where bytes_acked counts the SYN, and one more on the side that accepted.
+ * peer_isn is one more than the initial sequence number on both.
+ */
+static __always_inline struct pair_key isns_of(struct tcp_sock *tp)
 {
-	return (addr & LOOPBACK_MASK) == LOOPBACK_NET;
+	return (struct pair_key){
+		.netns = (u64)sk_of(tp)->__sk_common.skc_net.net,
+		.sender_isn = tp->snd_una - (u32)tp->bytes_acked,
+		.peer_isn = tp->rcv_nxt - (u32)tp->bytes_received,
+	};
 }
 
-/* words: network byte order; ::1 or ::ffff:127.0.0.0/104 */
-static __always_inline bool is_loopback6(u32 *words)
+/* The key under which the peer is stored, of an end that knows which it is. */
+static __always_inline struct pair_key peer_key_of(struct tcp_sock *tp, bool connected)
 {
-	if (words[0] || words[1])
-		return false;
-	return words[2] ? words[2] == bpf_htonl(0xffff) && is_loopback4(words[3])
-			: words[3] == bpf_htonl(1);
+	struct pair_key key = isns_of(tp);
+
+	if (!both_ends_loopback(tp))
+		key.netns = connected ? ACCEPTED : CONNECTED;
+	return key;
 }
 
-/* Policy: which connections may be fused at all. */
-static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
+/* The same; where it matters which end it is, of a socket that is in the map. */
+static __always_inline struct pair_key peer_key(struct tcp_sock *tp)
+{
+	struct pair_key stored = {}, key = isns_of(tp);
+
+	if (!both_ends_loopback(tp)) {
+		stored_key(tp, &stored);
+		key.netns = stored.netns == CONNECTED ? ACCEPTED : CONNECTED;
+	}
+	return key;
+}
+
+/* The key under which the socket itself is stored: its peer's view. */
+static __always_inline struct pair_key own_key(struct tcp_sock *tp, bool connected)
+{
+	struct pair_key key = isns_of(tp);
+	u32 isn = key.sender_isn;
+
+	if (!both_ends_loopback(tp))
+		key.netns = connected ? CONNECTED : ACCEPTED;
+	key.sender_isn = connected ? key.peer_isn : key.peer_isn - 1;
+	key.peer_isn = connected ? isn + 1 : isn;
+	return key;
+}
+
+/*
+ * Which end is this?  The sequence number of its first byte is one more than
+ * isns_of() says on the end that connected, and the same on the one that accepted.
+ * False: the counters do not tell (a segment that the host itself dropped).
+ */
+static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
+{
+	u32 first = tp->snd_nxt - (u32)tp->bytes_sent + (u32)tp->bytes_retrans;
+	u32 ahead = first - isns_of(tp).sender_isn;
+
+	*connected = ahead == 1;
+	return ahead <= 1;
+}
+
+/* connected: this end did; the one that accepted has the port of its service. */
+static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
 
-	if (common->skc_family == AF_INET)
-		return is_loopback4(common->skc_rcv_saddr) &&
-		       is_loopback4(common->skc_daddr);
-	return common->skc_family == AF_INET6 &&
-	       is_loopback6(common->skc_v6_rcv_saddr.in6_u.u6_addr32) &&
-	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
+	return (struct service){
+		.netns = common->skc_net.net->ns.inum,
+		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
+	};
 }
 
 /*

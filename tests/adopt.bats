@@ -171,6 +171,20 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
   [[ $output == *"not loaded for this; try: $here/load.sh --adopt" ]]
 }
 
+@test "--nonblocking-only adopts connections of which both ends are, and no others" {
+  "$TRAFFIC" busy 10 5 >"$BATS_TEST_TMPDIR/busy" 3>&- & # every other one blocks
+  BUSY=$!
+  wait_for 20 grep -q connected "$BATS_TEST_TMPDIR/busy"
+  load --adopt --nonblocking-only
+  counters
+  [ "$(counter ends_tracked)" -eq 10 ]
+  "$here/status.sh" --json | jq -r .load_command | grep -F -- "--nonblocking-only"
+  load --adopt
+  [ "$(counter ends_tracked)" -eq 20 ]
+  wait "$BUSY"
+  BUSY=
+}
+
 @test "on a kernel that cannot: one line, exit 4, nothing changed; wrong values: exit 2" {
   sed 's/TCP_BPF_SOCK_OPS_CB_FLAGS/TCP_BPF_SOCK_OPS_CB_FLAGZ/' /sys/kernel/btf/vmlinux >"$BATS_TEST_TMPDIR/btf"
   run unshare --mount bash -c "mount --bind $BATS_TEST_TMPDIR/btf /sys/kernel/btf/vmlinux; $here/load.sh --quiet --adopt" 3>&-

@@ -26,10 +26,14 @@ counter() { jq ".$1" <<<"${2:-$(counters)}"; }
 readonly PLAIN_ADDRESS=192.0.2.1
 plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
 
-# set_fuse 0|1: the fuse switch
-set_fuse() {
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value "$1" 0 0 0 0 0 0 0 0 0 0 0 0 0
+# change_settings JSON: members of struct settings, as the scripts do
+change_settings() {
+  # shellcheck disable=SC2016 # expanded inside
+  bash -c '. "$1/common.sh" && set_settings pinned "$PIN_DIR/$SETTINGS" "$2"' - "$here" "$1"
 }
+
+# set_fuse 0|1: the fuse switch
+set_fuse() { change_settings "{\"fuse\": $1}"; }
 
 # What load.sh --adopt needs: Linux 6.12
 can_adopt() { grep -q TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux; }

@@ -213,7 +213,7 @@ in_root() {
   cookie=$(status --json | jq -r '.connections[] | select(.backlog_bytes == 10).cookie')
   mapfile -t bytes < <(printf '%016x' "0x$cookie" | grep -o .. | tac)
   "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}" value hex 1 0 0 0 0 0 0 0
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_settings" key 0 0 0 0 value 1 0 1 0 0 0 0 0 0 0 0 0 0 0
+  change_settings '{"marks": 1}'
   before=$(fallbacks)
   step send 10
   assert_moved "$before" guarded=1

@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Connections between network namespaces, for tests/nets.bats.
+ *
+ *	talk NETNS LISTEN PORT DIAL PORT MESSAGES [PAUSE_MS]
+ *		An end in the namespace NETNS listens on LISTEN, one in the caller's dials
+ *		DIAL, which may lead there by NAT.  So many requests and answers of
+ *		random sizes, each byte checked, then both close.
+ *	steal NETNS LISTEN PORT DIAL WHO
+ *		A victim connects in the same way and one end of it closes: WHO, connected
+ *		or accepted.  An adversary with user and network namespaces of its own and
+ *		the victim's sequence numbers then poses as that end, and the other sends.
+ *	impostor
+ *		The adversary knows the sequence numbers of a victim's handshake before it
+ *		ends, and accepts a connection that has the same.
+ *
+ * Prints "name=value" words; ends with 0 only if all was as with plain TCP, and nothing
+ * was stolen.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <linux/tcp.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/ip.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MESSAGE_MAX 300000
+
+static void __attribute__((format(printf, 1, 2), noreturn)) fail(const char *format, ...)
+{
+	int error = errno;
+	va_list args;
+
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, " (%s)\n", strerror(error));
+	_exit(1);
+}
+
+static socklen_t parse(const char *text, int port, struct sockaddr_storage *address)
+{
+	struct sockaddr_in6 *six = (void *)address;
+	struct sockaddr_in *four = (void *)address;
+
+	memset(address, 0, sizeof(*address));
+	if (inet_pton(AF_INET6, text, &six->sin6_addr) == 1) {
+		six->sin6_family = AF_INET6;
+		six->sin6_port = htons(port);
+		return sizeof(*six);
+	}
+	if (inet_pton(AF_INET, text, &four->sin_addr) != 1)
+		fail("not an address: %s", text);
+	four->sin_family = AF_INET;
+	four->sin_port = htons(port);
+	return sizeof(*four);
+}
+
+/* Between the two, this process is in that namespace. */
+static int listen_in(const char *netns, const char *text, int port)
+{
+	int here = open("/proc/self/ns/net", O_RDONLY), there = open(netns, O_RDONLY);
+	struct sockaddr_storage address;
+	socklen_t length = parse(text, port, &address);
+	int fd, one = 1;
+
+	if (there < 0 || setns(there, CLONE_NEWNET))
+		fail("setns %s", netns);
+	fd = socket(address.ss_family, SOCK_STREAM, 0);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (fd < 0 || bind(fd, (void *)&address, length) || listen(fd, 16))
+		fail("listen on %s", text);
+	if (setns(here, CLONE_NEWNET))
+		fail("setns back");
+	close(here);
+	close(there);
+	return fd;
+}
+
+static int dial(const char *text, int port)
+{
+	struct sockaddr_storage address;
+	socklen_t length = parse(text, port, &address);
+	int fd = socket(address.ss_family, SOCK_STREAM, 0);
+
+	if (fd < 0 || connect(fd, (void *)&address, length))
+		fail("connect to %s port %d", text, port);
+	return fd;
+}
+
+static void send_all(int fd, const unsigned char *data, size_t n)
+{
+	while (n) {
+		ssize_t sent = send(fd, data, n, MSG_NOSIGNAL);
+
+		if (sent < 0)
+			fail("send, %zu bytes left", n);
+		data += sent;
+		n -= sent;
+	}
+}
+
+static void recv_all(int fd, unsigned char *data, size_t n)
+{
+	struct timeval patience = { .tv_sec = 20 };
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	while (n) {
+		ssize_t got = recv(fd, data, n, 0);
+
+		if (got <= 0)
+			fail("recv returned %zd with %zu bytes missing", got, n);
+		data += got;
+		n -= got;
+	}
+}
+
+static void expect_end(int fd)
+{
+	unsigned char byte;
+	ssize_t got = recv(fd, &byte, 1, 0);
+
+	if (got)
+		fail("recv returned %zd where the stream ends", got);
+}
+
+/* The same on both ends: message number N of a direction. */
+static size_t message(unsigned char *data, unsigned int direction, unsigned int number)
+{
+	unsigned int state = direction * 7919 + number * 104729 + 1;
+	size_t n = 1 + (number * 2654435761u >> 8) % (number % 16 ? 3000 : MESSAGE_MAX);
+
+	for (size_t i = 0; i < n; i++) {
+		state = state * 1664525 + 1013904223;
+		data[i] = state >> 24;
+	}
+	return n;
+}
+
+static void take_message(int fd, unsigned int direction, unsigned int number)
+{
+	static unsigned char got[MESSAGE_MAX], due[MESSAGE_MAX];
+	size_t n = message(due, direction, number);
+
+	recv_all(fd, got, n);
+	if (memcmp(got, due, n))
+		fail("message %u of direction %u differs", number, direction);
+}
+
+static void give_message(int fd, unsigned int direction, unsigned int number)
+{
+	static unsigned char data[MESSAGE_MAX];
+
+	send_all(fd, data, message(data, direction, number));
+}
+
+static int run_talk(char **args)
+{
+	int listener = listen_in(args[0], args[1], atoi(args[2])), fd, status;
+	unsigned int messages = atoi(args[5]), pause_ms = args[6] ? atoi(args[6]) : 0;
+	pid_t child = fork();
+
+	if (!child) {
+		fd = accept(listener, NULL, NULL);
+		for (unsigned int i = 0; i < messages; i++) {
+			take_message(fd, 1, i);
+			give_message(fd, 2, i);
+		}
+		expect_end(fd);
+		close(fd);
+		_exit(0);
+	}
+	close(listener);
+	fd = dial(args[3], atoi(args[4]));
+	for (unsigned int i = 0; i < messages; i++) {
+		give_message(fd, 1, i);
+		take_message(fd, 2, i);
+		usleep(pause_ms * 1000);
+	}
+	if (shutdown(fd, SHUT_WR))
+		fail("shutdown");
+	expect_end(fd);
+	if (waitpid(child, &status, 0) != child || status)
+		return 1;
+	printf("messages=%u\n", messages);
+	return 0;
+}
+
+/* What an end sends next, or expects next; of a test that may (CAP_NET_ADMIN). */
+static uint32_t sequence_of(int fd, int queue)
+{
+	int on = 1, off = -1; /* TCP_REPAIR_OFF_NO_WP */
+	uint32_t sequence = 0;
+	socklen_t length = sizeof(sequence);
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, &queue, sizeof(queue)) ||
+	    getsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &sequence, &length) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)))
+		fail("sequence numbers");
+	return sequence;
+}
+
+static uint16_t checksum(const void *data, size_t n, uint32_t sum)
+{
+	const uint8_t *byte = data;
+
+	for (size_t i = 0; i < n; i++)
+		sum += i % 2 ? byte[i] : byte[i] << 8;
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return htons(~sum);
+}
+
+struct segment {
+	struct iphdr ip;
+	struct tcphdr tcp;
+	char data[2048];
+};
+
+/* A segment of IPv4 without options, data of zeros; all but ports in host byte order. */
+static void send_segment(int tun, uint32_t from, uint32_t to, uint16_t source,
+			 uint16_t dest, uint32_t seq, uint32_t ack, bool syn, size_t data)
+{
+	struct segment out = {
+		.ip = { .version = 4,
+			.ihl = 5,
+			.ttl = 64,
+			.protocol = IPPROTO_TCP,
+			.tot_len = htons(40 + data),
+			.saddr = htonl(from),
+			.daddr = htonl(to) },
+		.tcp = { .source = source,
+			 .dest = dest,
+			 .seq = htonl(seq),
+			 .ack_seq = htonl(ack),
+			 .doff = 5,
+			 .syn = syn,
+			 .ack = ack != 0,
+			 .window = htons(65535) },
+	};
+	uint32_t pseudo = (from >> 16) + (from & 0xffff) + (to >> 16) + (to & 0xffff) +
+			  IPPROTO_TCP + 20 + data;
+
+	out.ip.check = checksum(&out.ip, 20, 0);
+	out.tcp.check = checksum(&out.tcp, 20 + data, pseudo);
+	if (write(tun, &out, 40 + data) != (ssize_t)(40 + data))
+		fail("write to tun");
+}
+
+/* The next TCP segment of a socket in this namespace; NULL for other packets. */
+static struct tcphdr *read_segment(int tun, struct segment *in, size_t *data)
+{
+	struct tcphdr *tcp;
+	size_t header;
+
+	if (read(tun, in, sizeof(*in)) <= 0)
+		fail("read from tun");
+	header = in->ip.ihl * 4;
+	tcp = (void *)((char *)in + header);
+	if (in->ip.version != 4 || in->ip.protocol != IPPROTO_TCP || tcp->rst)
+		return NULL;
+	*data = ntohs(in->ip.tot_len) - header - tcp->doff * 4;
+	return tcp;
+}
+
+/*
+ * Answers as the peer of a socket that connects would, and first sends so many bytes of
+ * its own.  Never returns.
+ */
+static void answer_as_peer(int tun, uint32_t isn, size_t bytes)
+{
+	uint32_t next = isn;
+
+	for (;;) {
+		struct segment in;
+		size_t data, more = 0;
+		struct tcphdr *tcp = read_segment(tun, &in, &data);
+
+		if (!tcp)
+			continue;
+		if (!tcp->syn && !tcp->fin && !data) {
+			if (next != isn + 1 || !bytes)
+				continue;
+			more = bytes;
+		}
+		send_segment(tun, ntohl(in.ip.daddr), ntohl(in.ip.saddr), tcp->dest,
+			     tcp->source, tcp->syn ? isn : next,
+			     ntohl(tcp->seq) + tcp->syn + tcp->fin + data, tcp->syn,
+			     more);
+		next = tcp->syn ? isn + 1 : next + more;
+	}
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		fail("%s", path);
+	close(fd);
+}
+
+#define OWN_ADDRESS "10.244.0.66" /* behind tun0, as PEER_ADDRESS */
+#define PEER_ADDRESS "10.244.0.77"
+#define PORT 7777
+
+static struct sockaddr_in address_of(const char *text)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+
+	inet_pton(AF_INET, text, &address.sin_addr);
+	return address;
+}
+
+static void set_up(int any, unsigned long request, struct ifreq *tun0,
+		   const char *address)
+{
+	struct sockaddr_in value = address_of(address);
+
+	memcpy(&tun0->ifr_addr, &value, sizeof(value));
+	if (ioctl(any, request, tun0))
+		fail("tun0: %s", address);
+}
+
+/* A namespace of its own (flags: CLONE_...) with tun0, whose packets the caller makes. */
+static int new_namespace(int flags)
+{
+	struct ifreq tun0 = { .ifr_flags = IFF_TUN | IFF_NO_PI, .ifr_name = "tun0" };
+	char map[32];
+	int tun, any;
+
+	snprintf(map, sizeof(map), "0 %u 1", getuid());
+	if (unshare(flags))
+		fail("unshare");
+	if (flags & CLONE_NEWUSER)
+		write_file("/proc/self/uid_map", map);
+	tun = open("/dev/net/tun", O_RDWR);
+	if (tun < 0 || ioctl(tun, TUNSETIFF, &tun0))
+		fail("tun");
+	any = socket(AF_INET, SOCK_DGRAM, 0);
+	set_up(any, SIOCSIFADDR, &tun0, OWN_ADDRESS);
+	set_up(any, SIOCSIFNETMASK, &tun0, "255.255.255.0");
+	tun0.ifr_flags = IFF_UP;
+	if (ioctl(any, SIOCSIFFLAGS, &tun0))
+		fail("tun0 up");
+	close(any);
+	return tun;
+}
+
+/* To PEER_ADDRESS, with sequence numbers of the caller's choice (TCP_REPAIR). */
+static int connect_with(uint32_t isn)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1, off = 0, queue = TCP_SEND_QUEUE;
+	struct sockaddr_in peer = address_of(PEER_ADDRESS);
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, &queue, sizeof(queue)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &isn, sizeof(isn)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)))
+		fail("own sequence numbers");
+	if (connect(fd, (void *)&peer, sizeof(peer)))
+		fail("connect to raw packets");
+	return fd;
+}
+
+static void tell(int pipe, const void *what, size_t n)
+{
+	if (write(pipe, what, n) != (ssize_t)n)
+		fail("tell");
+}
+
+static void tell_what_comes(int fd, int pipe)
+{
+	char byte;
+
+	tell(pipe, "+", 1);
+	while (recv(fd, &byte, 1, 0) == 1)
+		tell(pipe, &byte, 1);
+	_exit(0);
+}
+
+/*
+ * In user and network namespaces of its own: a socket that connects with the sequence
+ * numbers that it was told, to a peer made of raw packets.  Tells when it is established,
+ * and then each byte that it gets.
+ */
+static void pose(uint32_t isn, uint32_t peer_isn, size_t bytes, int pipe)
+{
+	int tun = new_namespace(CLONE_NEWUSER | CLONE_NEWNET), fd;
+	unsigned char zeros[bytes + 1];
+
+	if (!fork())
+		answer_as_peer(tun, peer_isn, bytes);
+	fd = connect_with(isn);
+	recv_all(fd, zeros, bytes);
+	tell_what_comes(fd, pipe);
+}
+
+/*
+ * The same for one that accepts from raw packets: tells which sequence number it got,
+ * and ends the handshake once it is told to.
+ */
+static void pose_as_accepted(uint32_t peer_isn, int pipe, int go)
+{
+	int tun = new_namespace(CLONE_NEWUSER | CLONE_NEWNET), listener, fd;
+	struct sockaddr_in own = address_of(OWN_ADDRESS), peer = address_of(PEER_ADDRESS);
+	uint32_t here = ntohl(own.sin_addr.s_addr), there = ntohl(peer.sin_addr.s_addr),
+		 isn;
+	struct tcphdr *tcp;
+	struct segment in;
+	size_t data;
+	char byte;
+
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(listener, (void *)&own, sizeof(own)) || listen(listener, 1))
+		fail("listen behind tun");
+	send_segment(tun, there, here, htons(PORT), htons(PORT), peer_isn, 0, true, 0);
+	do
+		tcp = read_segment(tun, &in, &data);
+	while (!tcp || !tcp->syn);
+	isn = ntohl(tcp->seq);
+	tell(pipe, &isn, sizeof(isn));
+	if (read(go, &byte, 1) != 1)
+		fail("go");
+	send_segment(tun, there, here, htons(PORT), htons(PORT), peer_isn + 1, isn + 1,
+		     false, 0);
+	fd = accept(listener, NULL, NULL);
+	if (fd < 0)
+		fail("accept from raw packets");
+	tell_what_comes(fd, pipe);
+}
+
+/* The victim sends to its peer; how many bytes the adversary tells of */
+static int stolen_from(int victim, int told)
+{
+	int stolen = 0;
+	char byte;
+
+	if (read(told, &byte, 1) != 1)
+		fail("the adversary has no connection");
+	for (int i = 0; i < 5; i++) {
+		send(victim, "secret", 6, MSG_NOSIGNAL);
+		usleep(20000);
+	}
+	fcntl(told, F_SETFL, O_NONBLOCK);
+	while (read(told, &byte, 1) == 1)
+		stolen++;
+	printf("stolen=%d\n", stolen);
+	return stolen;
+}
+
+static int run_impostor(void)
+{
+	const uint32_t isn = 123456789;
+	int told[2], go[2], tun, victim, stolen;
+	pid_t adversary, peer;
+	uint32_t peer_isn;
+
+	if (pipe(told) || pipe(go))
+		fail("pipe");
+	adversary = fork();
+	if (!adversary)
+		pose_as_accepted(isn, told[1], go[0]);
+	if (read(told[0], &peer_isn, sizeof(peer_isn)) != sizeof(peer_isn))
+		fail("the adversary's sequence number");
+	tun = new_namespace(CLONE_NEWNET);
+	peer = fork();
+	if (!peer)
+		answer_as_peer(tun, peer_isn, 0);
+	victim = connect_with(isn);
+	tell(go[1], "+", 1);
+	stolen = stolen_from(victim, told[0]);
+	kill(adversary, SIGKILL);
+	kill(peer, SIGKILL);
+	return stolen > 0;
+}
+
+/* The two initial sequence numbers of an end: its own, and the other's. */
+static void isns_of(int fd, uint32_t isns[2])
+{
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length))
+		fail("TCP_INFO");
+	isns[0] = sequence_of(fd, TCP_SEND_QUEUE) - info.tcpi_bytes_sent - 1;
+	isns[1] = sequence_of(fd, TCP_RECV_QUEUE) - info.tcpi_bytes_received - 1;
+}
+
+static int run_steal(char **args)
+{
+	int listener = listen_in(args[0], args[1], atoi(args[2])), fds[2], told[2];
+	int posed = strcmp(args[4], "connected") ? 1 : 0, stolen;
+	unsigned char secret[6];
+	uint32_t isns[2];
+	pid_t adversary;
+
+	fds[0] = dial(args[3], atoi(args[2]));
+	fds[1] = accept(listener, NULL, NULL);
+	close(listener);
+	for (int k = 0; k < 40; k++) {
+		send_all(fds[k % 2], (void *)"secret", 6);
+		recv_all(fds[!(k % 2)], secret, 6);
+	}
+	isns_of(fds[posed], isns);
+	close(fds[posed]);
+	if (pipe(told))
+		fail("pipe");
+	adversary = fork();
+	if (!adversary) {
+		close(fds[!posed]);
+		/*
+		 * The key of one that accepted, with a socket that connects: one less,
+		 * and a byte more that it has read.
+		 */
+		pose(isns[0], isns[1] - posed, posed, told[1]);
+	}
+	stolen = stolen_from(fds[!posed], told[0]);
+	kill(adversary, SIGKILL);
+	return stolen > 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc >= 8 && !strcmp(argv[1], "talk"))
+		return run_talk(argv + 2);
+	if (argc == 7 && !strcmp(argv[1], "steal"))
+		return run_steal(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "impostor"))
+		return run_impostor();
+	fprintf(stderr,
+		"usage: nets talk NETNS LISTEN PORT DIAL PORT MESSAGES [PAUSE_MS]\n"
+		"       nets steal NETNS LISTEN PORT DIAL connected|accepted\n"
+		"       nets impostor\n");
+	return 2;
+}
