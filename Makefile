@@ -20,7 +20,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
-OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_status.bpf.o
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_status.bpf.o
 # The same for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
@@ -165,7 +165,9 @@ install: objects
 	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
 	$(Q)$(foreach c,$(filter-out load,$(COMMANDS)),ln -sf sockfuse-load $(DESTDIR)$(COMPLETIONDIR)/$(call command,$(c)) &&) true
-	$(Q)install -m 644 README.md LICENSE docs/semantics.md docs/status.schema.json $(DESTDIR)$(DOCDIR)
+	$(Q)install -m 644 README.md LICENSE docs/semantics.md docs/status.schema.json docs/kernels.md docs/containers.md docs/sidecar.md docs/trust.md $(DESTDIR)$(DOCDIR)
+	$(Q)install -d $(DESTDIR)$(DOCDIR)/examples
+	$(Q)install -m 644 examples/* $(DESTDIR)$(DOCDIR)/examples
 	$(Q)[ -e $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf ] || install -m 644 packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)
 
 # What install put there, with the same PREFIX and DESTDIR.  A changed

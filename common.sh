@@ -10,6 +10,7 @@ readonly PIN_MAP=$BPFFS/sock_ops_map
 readonly PIN_DIR=$BPFFS/sockfuse
 readonly CONNECTIONS=$PIN_DIR/connections # an iterator for each sockhash, by its id
 readonly ADOPT=$PIN_DIR/adopt             # the iterator that puts older ones in
+readonly SIDECAR=$PIN_DIR/sidecar         # the programs of --sidecar
 readonly STAGING=$PIN_DIR/staging
 # The maps that outlive a reload; their names say that a program is ours.
 readonly SETTINGS=fuse_settings
@@ -17,6 +18,7 @@ readonly COUNTERS=fuse_counters
 readonly MARKS=fuse_marks
 readonly GUARDED=fuse_guarded
 readonly DIRECTIONS=fuse_directions
+readonly SIDECAR_MAP=fuse_sidecar
 readonly PORTS=fuse_ports
 readonly NETS=fuse_nets
 readonly CGROUPS_MAP=fuse_cgroups
@@ -148,7 +150,7 @@ our_programs() {
     def named($name): [$maps[0][] | select(.name == $name).id];
     named($settings) as $settings | named("sock_ops_map") as $maps
     | .[] | .map_ids as $ids
-    | {id, type,
+    | {id, type, name,
        settings: first(($ids // [])[] | select(IN($settings[]))),
        map: first((($ids // [])[] | select(IN($maps[]))), null)}'
 }
@@ -158,22 +160,22 @@ pinned_id() {
   "$BPFTOOL" -j prog show pinned "$1" 2>/dev/null | jq -r '.id // empty'
 }
 
-# "ID CGROUP" of each program attached in any visible cgroup.  On kernels before 6.0
+# "ID TYPE CGROUP" of each program attached in any visible cgroup.  On kernels before 6.0
 # a bpftool of after that can only ask what is effective, so also inherited.
 attachments() {
   local root cgroup
   root=$(cgroup2_mount)
   if "$BPFTOOL" cgroup show "$root" >/dev/null 2>&1; then
     { "$BPFTOOL" -j cgroup tree "$root" 2>/dev/null || true; } |
-      jq -r '.[]? | .cgroup as $cgroup | .programs[]? | "\(.id) \($cgroup)"'
+      jq -r '.[]? | .cgroup as $cgroup | .programs[]? | "\(.id) \(.attach_type) \($cgroup)"'
   else
     find "$root" -type d | while read -r cgroup; do
-      { "$BPFTOOL" -j cgroup show "$cgroup" effective 2>/dev/null || true; } | jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \($cgroup)"'
-    done | awk '{ parent = $2; sub("/[^/]*$", "", parent); seen[$1, $2] } !(($1, parent) in seen)'
+      { "$BPFTOOL" -j cgroup show "$cgroup" effective 2>/dev/null || true; } | jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \(.attach_type) \($cgroup)"'
+    done | awk '{ parent = $3; sub("/[^/]*$", "", parent); seen[$1, $3] } !(($1, parent) in seen)'
   fi
 }
 
-# Those of our sockops programs
+# Those of our programs
 our_attachments() {
   attachments | jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))'
 }
@@ -182,9 +184,9 @@ our_attachments() {
 # attached is detached: where a program stands without multi, the kernel takes
 # that one off, whichever it is told (find_detach_entry).
 detach_all_but() {
-  local id cgroup
-  our_attachments | while read -r id cgroup; do
-    grep -qwF "$id" <<<"$1" || run "$BPFTOOL" cgroup detach "$cgroup" sock_ops id "$id"
+  local id type cgroup
+  our_attachments | while read -r id type cgroup; do
+    grep -qwF "$id" <<<"$1" || run "$BPFTOOL" cgroup detach "$cgroup" "$type" id "$id"
   done
 }
 

@@ -9,6 +9,7 @@ usage() {
   cat <<EOF
 Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
                [--exclude-port LIST] [--max-connections N] [--refresh SECONDS]
+               [--sidecar PORT [--sidecar-uid UID] [--sidecar-mark MARK]]
                [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
                [--no-guard | --careful]
                [--config FILE] [--check [--json] | --quiet]
@@ -30,6 +31,12 @@ what is loaded; live connections go on.
   --exclude-port LIST    not the connections to those
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
+  --sidecar PORT         connections of the processes in --cgroup go to the proxy that
+                         listens on this port of their loopback address, but for
+                         those to loopback; it asks for the original destination
+                         with SO_ORIGINAL_DST
+  --sidecar-uid UID      but not those of this user,
+  --sidecar-mark MARK    or with this SO_MARK: the proxy's own
   --adopt                the connections that are established already, too
   --min-age SECONDS      only connections that are so old (1 to 255), for as long as
                          $(name_of adopt) runs: short ones stay plain TCP
@@ -66,6 +73,9 @@ MAX_CONNECTIONS=65536
 ADOPTING=
 MIN_AGE=
 NONBLOCKING=
+SIDECAR_PORT=
+SIDECAR_UID=
+SIDECAR_MARK=
 ACCOUNT=
 GUARD=1
 CAREFUL=
@@ -74,7 +84,7 @@ JSON=
 parse_arguments() {
   while (($#)); do
     case $1 in
-      --cgroup | --net | --refresh | --port | --exclude-port | --max-connections | --min-age | --config)
+      --cgroup | --net | --refresh | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --min-age | --config)
         [[ ${2-} ]] || die "$EX_USAGE" "$1 needs a value" "see: $0 --help"
         ;;&
       --cgroup)
@@ -87,6 +97,18 @@ parse_arguments() {
         ;;
       --refresh)
         REFRESH=$2
+        shift
+        ;;
+      --sidecar)
+        SIDECAR_PORT=$2
+        shift
+        ;;
+      --sidecar-uid)
+        SIDECAR_UID=$2
+        shift
+        ;;
+      --sidecar-mark)
+        SIDECAR_MARK=$2
         shift
         ;;
       --port)
@@ -138,9 +160,26 @@ parse_arguments() {
     die "$EX_USAGE" "--refresh: not a number of seconds from 0 to 255: $REFRESH" "see: $0 --help"
   # Who accepts is told from others by the packet that ends the handshake.
   ((${#NETWORKS[@]} == 0)) || [[ ! $MIN_AGE ]] || die "$EX_USAGE" "--net does not go with --min-age" "see: $0 --help"
+  check_sidecar
   ports_of --port "$LISTED" >/dev/null
   ports_of --exclude-port "$EXCLUDE" >/dev/null
   network_keys >/dev/null
+}
+
+check_sidecar() {
+  local option
+  if [[ ! $SIDECAR_PORT ]]; then
+    [[ ! $SIDECAR_UID$SIDECAR_MARK ]] || die "$EX_USAGE" "--sidecar-uid and --sidecar-mark go with --sidecar" "see: $0 --help"
+    return 0
+  fi
+  [[ $SIDECAR_PORT =~ ^[1-9][0-9]{0,4}$ && $SIDECAR_PORT -le 65535 ]] || die "$EX_USAGE" "--sidecar: not a port: $SIDECAR_PORT" "see: $0 --help"
+  ((${#CGROUPS[@]})) || die "$EX_USAGE" "--sidecar needs --cgroup: whose connections go to the proxy" "see: $0 --help"
+  [[ $SIDECAR_UID$SIDECAR_MARK ]] ||
+    die "$EX_USAGE" "--sidecar needs --sidecar-uid or --sidecar-mark, or the proxy would dial itself" "see: $0 --help"
+  for option in "$SIDECAR_UID" "$SIDECAR_MARK"; do
+    [[ $option =~ ^(0x[0-9a-fA-F]{1,8}|0|[1-9][0-9]{0,9})?$ && $((option)) -le 4294967295 ]] ||
+      die "$EX_USAGE" "--sidecar-uid, --sidecar-mark: not a number of 32 bits: $option" "see: $0 --help"
+  done
 }
 
 read_config() {
@@ -285,7 +324,7 @@ find_cgroups() {
 build() {
   local name source stale=
   [[ -e $here/Makefile ]] || return 0 # installed
-  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_status compat/bpf_contrack compat/bpf_redirect compat/bpf_status; do
+  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_sidecar bpf_status compat/bpf_contrack compat/bpf_redirect compat/bpf_status; do
     for source in "$here/bpf/${name#compat/}.bpf.c" "$here"/bpf/*.h "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
@@ -464,14 +503,55 @@ adopter() {
   run mv "$STAGING/maps/adopt" "$STAGING/adopt"
 }
 
+# little NUMBER BYTES: the lowest byte first
+little() {
+  local byte
+  for ((byte = 0; byte < $2; byte++)); do
+    printf '%d ' $(($1 >> 8 * byte & 255))
+  done
+}
+
 # cgroup_ids: of each cgroup, its bytes, the lowest first
 cgroup_ids() {
-  local id byte
+  local id
   stat -c %i "${CGROUPS[@]}" | while read -r id; do
-    for byte in {0..7}; do
-      printf '%d ' $((id >> 8 * byte & 255))
-    done
+    little "$id" 8
     echo
+  done
+}
+
+# The programs of --sidecar, and struct sidecar
+sidecar() {
+  local log maps=(map name sock_ops_map pinned "$STAGING/sock_ops_map") name bytes
+  [[ $SIDECAR_PORT ]] || return 0
+  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
+    maps+=(map name "$name" pinned "$STAGING/maps/$name")
+  done
+  for name in fuse_originals fuse_sources; do # what live connections have there
+    [[ ! -e $SIDECAR/$name ]] || maps+=(map name "$name" pinned "$SIDECAR/$name")
+  done
+  say "+ $BPFTOOL prog loadall $here/bpf/bpf_sidecar.bpf.o $STAGING/sidecar ${maps[*]} pinmaps $STAGING/sidecar-maps"
+  log=$("$BPFTOOL" prog loadall "$here/bpf/bpf_sidecar.bpf.o" "$STAGING/sidecar" "${maps[@]}" pinmaps "$STAGING/sidecar-maps" 2>&1) ||
+    die "$EX_HOST" "--sidecar: $(load_error <<<"$log")" "leave it out; it needs Linux 5.15"
+  read -ra bytes <<<"$(little "$SIDECAR_PORT" 2)$(little "${SIDECAR_UID:-0}" 4)$(little "${SIDECAR_MARK:-0}" 4)"
+  run "$BPFTOOL" map update pinned "$STAGING/sidecar-maps/$SIDECAR_MAP" key 0 0 0 0 value "${bytes[@]}" \
+    $((${#SIDECAR_UID} > 0)) $((${#SIDECAR_MARK} > 0))
+  run mv "$STAGING"/sidecar-maps/{"$SIDECAR_MAP",fuse_originals,fuse_sources} "$STAGING/sidecar"
+}
+
+# Each where its name says, in each cgroup
+attach_sidecar() {
+  local cgroup program
+  [[ $SIDECAR_PORT ]] || return 0
+  for program in "$STAGING"/sidecar/sidecar_*; do
+    NEW_IDS+=" $(pinned_id "$program")"
+  done
+  for cgroup in "${CGROUPS[@]}"; do
+    for program in connects:sock_ops original_dst:getsockopt getpeername4:getpeername4 getpeername6:getpeername6 connect4:connect4 connect6:connect6; do
+      run "$BPFTOOL" cgroup attach "$cgroup" "${program#*:}" pinned "$STAGING/sidecar/sidecar_${program%:*}" multi 2>/dev/null ||
+        die "$EX_FOREIGN" "the kernel did not attach to $cgroup: is a program of type ${program#*:} there, or above, attached without multi?" \
+          "see: $BPFTOOL cgroup show $cgroup effective"
+    done
   done
 }
 
@@ -487,6 +567,7 @@ attach() {
   local cgroup
   OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
+  NEW_IDS=$NEW_ID
   attach_verdict
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
@@ -497,6 +578,7 @@ attach() {
       die "$EX_FOREIGN" "the kernel did not attach to $cgroup: is a sockops program there, or above, attached without multi?" \
         "see: $BPFTOOL cgroup show $cgroup effective"
   done
+  attach_sidecar
 }
 
 # What the kernel holds, not what bpftool said.  Which program a sockhash has only
@@ -505,7 +587,7 @@ check() {
   local map cgroup attached
   attached=$(attachments)
   for cgroup in "${CGROUPS[@]}"; do
-    grep -qxF "$NEW_ID $cgroup" <<<"$attached" ||
+    awk -v id="$NEW_ID" -v cgroup="$cgroup" '$1 == id && $3 == cgroup { found = 1 } END { exit !found }' <<<"$attached" ||
       die "$EX_FAILED" "the sockops program is not attached to $cgroup" "try: $0 again"
   done
   map=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
@@ -541,10 +623,12 @@ commit() {
   run mv -fT "$STAGING/maps/$GUARDED" "$PIN_DIR/$GUARDED"
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
+  [[ ! -e $SIDECAR ]] || run rm -rf "$SIDECAR"
+  [[ ! $SIDECAR_PORT ]] || run mv -T "$STAGING/sidecar" "$SIDECAR"
   [[ ! -e $ADOPT || $ADOPTING ]] || run rm -f "$ADOPT"
   [[ ! $ADOPTING ]] || run mv -fT "$STAGING/adopt" "$ADOPT"
   commit_iterator
-  detach_all_but "$NEW_ID"
+  detach_all_but "$NEW_IDS"
   [[ ! $OLD_SETTINGS ]] || set_settings id "$OLD_SETTINGS" '{"fuse": 0}' # nobody could later
   run rm -rf "$STAGING"
   trap - EXIT
@@ -587,7 +671,7 @@ report() {
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
-MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
+MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' NEW_IDS='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 parse_arguments "$@"
 need_root "$@"
 if [[ $CHECK ]]; then
@@ -619,6 +703,7 @@ set_policy
 guard
 iterator
 adopter
+sidecar
 attach
 check
 commit

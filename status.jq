@@ -60,7 +60,7 @@ def counters:
 
 # Each end of the attachments: "ID CGROUP"
 def attached_cgroups($id):
-  [.attached | split("\n")[] | select(startswith("\($id) ")) | sub("^[0-9]+ "; "")];
+  [.attached | split("\n")[] | select(startswith("\($id) ")) | sub("^[0-9]+ [^ ]+ "; "")];
 
 def load_command($load):
   [$load]
@@ -70,6 +70,8 @@ def load_command($load):
   + (if .policy.ports == "" then [] else ["--port", .policy.ports] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
+  + (.policy.sidecar | if . == null then [] else ["--sidecar", "\(.port)"]
+      + (if has("uid") then ["--sidecar-uid", "\(.uid)"] else [] end) + (if has("mark") then ["--sidecar-mark", "\(.mark)"] else [] end) end)
   + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] elif .policy.adopting then ["--adopt"] else [] end)
   + (if .policy.nonblocking_only then ["--nonblocking-only"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
@@ -84,6 +86,9 @@ def damage:
     (if .settings.fuse == 0 then "fusing is switched off" else empty end),
     (if .staging != "" then "a load was killed and left \(.staging)" else empty end)
   ];
+
+# From bytes, the lowest first
+def number: reverse | reduce .[] as $byte (0; . * 256 + $byte);
 
 def ports_of($value): [shown[]?.formatted | select(.value == $value).key] | sort | ranges;
 
@@ -107,6 +112,9 @@ def loaded($kernel):
         accounting: ($settings.account == 1),
         careful: ($settings.careful == 1),
         min_age_seconds: ($settings.min_age // 0),
+        sidecar: (.sidecar | shown[0]?.formatted.value // null | if . then
+          {port: (.port | number)} + (if .by_uid == 1 then {uid: (.uid | number)} else {} end) + (if .by_mark == 1 then {mark: (.mark | number)} else {} end)
+        else null end),
         adopting: (.adopt != ""),
         nonblocking_only: ($settings.nonblocking == 1)
       },
@@ -156,6 +164,7 @@ def summary:
         if .policy.refresh_seconds > 0 then ", by TCP again after \(.policy.refresh_seconds) s" else "" end)" end)\(
       if .policy.ports == "" then "" else ", only ports \(.policy.ports)" end)\(
       if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
+      if .policy.sidecar then ", to the proxy at port \(.policy.sidecar.port)" else "" end)\(
       if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" else "off" end)\(if .guard.services == [] then "" else

@@ -73,8 +73,11 @@ expected_pins() {
   printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
   ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
-  [[ ! -e $PIN_DIR/guard ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_guard.bpf.o" |
-    jq -r --arg path "$PIN_DIR/guard/" '.types[] | select(.kind == "FUNC" and (.name | startswith("guard_"))) | $path + .name'
+  local optional
+  for optional in guard sidecar; do
+    [[ ! -e $PIN_DIR/$optional ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_$optional.bpf.o" |
+      jq -r --arg name "$optional" --arg path "$PIN_DIR/$optional/" '.types[] | select(.kind == "FUNC" and (.name | startswith($name + "_"))) | $path + .name'
+  done
 }
 
 missing_pins() {
@@ -102,7 +105,7 @@ read_state() {
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
-  [[ -e $PIN_SOCKOPS ]] || sockops=(id "${attached%% *}")
+  [[ -e $PIN_SOCKOPS ]] || sockops=(id "$(our_programs | jq -r 'select(.name == "bpf_sockops").id' | tail -n 1)")
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
@@ -122,6 +125,7 @@ read_state() {
     --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
     --slurpfile guarded <(shown map dump id "$guarded") \
+    --slurpfile sidecar <(shown map dump pinned "$SIDECAR/$SIDECAR_MAP") \
     --slurpfile ports <(shown map dump id "$ports") \
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'
 }

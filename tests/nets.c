@@ -13,6 +13,11 @@
  *	impostor
  *		The adversary knows the sequence numbers of a victim's handshake before it
  *		ends, and accepts a connection that has the same.
+ *	proxy PORT UID
+ *		A transparent proxy as a sidecar is: becomes UID, listens on 127.0.0.1 and
+ *::1, asks where each connection wanted to go (SO_ORIGINAL_DST), prints "to ADDRESS
+ *PORT", connects there and copies both ways.  Runs until it is killed. peername ADDRESS
+ *PORT Connects there; what getpeername() tells, and a line of what comes.
  *
  * Prints "name=value" words; ends with 0 only if all was as with plain TCP, and nothing
  * was stolen.
@@ -22,6 +27,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <poll.h>
 #include <linux/tcp.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -40,6 +46,7 @@
 #include <unistd.h>
 
 #define MESSAGE_MAX 300000
+#define SO_ORIGINAL_DST 80 /* linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is, too */
 
 static void __attribute__((format(printf, 1, 2), noreturn)) fail(const char *format, ...)
 {
@@ -536,17 +543,122 @@ static int run_steal(char **args)
 	return stolen > 0;
 }
 
+/* One way; false at the end */
+static bool copy(int from, int to)
+{
+	unsigned char buffer[65536];
+	ssize_t n = recv(from, buffer, sizeof(buffer), 0);
+
+	if (n > 0)
+		send_all(to, buffer, n);
+	return n > 0;
+}
+
+static void print_place(const char *what, const struct sockaddr_storage *place)
+{
+	const struct sockaddr_in6 *six = (void *)place;
+	const struct sockaddr_in *four = (void *)place;
+	char text[INET6_ADDRSTRLEN];
+
+	if (place->ss_family == AF_INET)
+		inet_ntop(AF_INET, &four->sin_addr, text, sizeof(text));
+	else
+		inet_ntop(AF_INET6, &six->sin6_addr, text, sizeof(text));
+	printf("%s %s %u\n", what, text, ntohs(four->sin_port));
+	fflush(stdout);
+}
+
+/* A process for each connection, its own among them not told from others */
+static void forward(int client)
+{
+	struct sockaddr_storage to = {}, from;
+	socklen_t length = sizeof(from), size;
+	struct pollfd ends[2] = { { .fd = client, .events = POLLIN } };
+	int server;
+
+	getpeername(client, (void *)&from, &length);
+	size = from.ss_family == AF_INET ? sizeof(struct sockaddr_in)
+					 : sizeof(struct sockaddr_in6);
+	if (getsockopt(client, from.ss_family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6,
+		       SO_ORIGINAL_DST, &to, &size))
+		fail("SO_ORIGINAL_DST");
+	print_place("to", &to);
+	server = socket(to.ss_family, SOCK_STREAM, 0);
+	if (connect(server, (void *)&to, size))
+		fail("connect to the original destination");
+	ends[1] = (struct pollfd){ .fd = server, .events = POLLIN };
+	for (int open = 2; open;) {
+		poll(ends, 2, -1);
+		for (int i = 0; i < 2; i++)
+			if (ends[i].revents && !copy(ends[i].fd, ends[!i].fd)) {
+				shutdown(ends[!i].fd, SHUT_WR);
+				ends[i].fd = -1 - ends[i].fd; /* poll(2) passes over it */
+				open--;
+			}
+		for (int i = 0; i < 2 && open; i++)
+			if (ends[i].fd < 0)
+				ends[i].revents = 0;
+	}
+	_exit(0);
+}
+
+static int run_proxy(char **args)
+{
+	struct pollfd listeners[2] = {
+		{ .fd = listen_in("/proc/self/ns/net", "127.0.0.1", atoi(args[0])),
+		  .events = POLLIN },
+		{ .fd = listen_in("/proc/self/ns/net", "::1", atoi(args[0])),
+		  .events = POLLIN },
+	};
+
+	signal(SIGCHLD, SIG_IGN);
+	if (setuid(atoi(args[1])))
+		fail("setuid");
+	print_place("listening", &(struct sockaddr_storage){ .ss_family = AF_INET });
+	for (;;) {
+		poll(listeners, 2, -1);
+		for (int i = 0; i < 2; i++) {
+			int client = listeners[i].revents
+					     ? accept(listeners[i].fd, NULL, NULL)
+					     : -1;
+
+			if (client >= 0 && !fork())
+				forward(client);
+			if (client >= 0)
+				close(client);
+		}
+	}
+}
+
+static int run_peername(char **args)
+{
+	int fd = dial(args[0], atoi(args[1]));
+	struct sockaddr_storage peer;
+	socklen_t length = sizeof(peer);
+
+	if (getpeername(fd, (void *)&peer, &length))
+		fail("getpeername");
+	print_place("peer", &peer);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc >= 8 && !strcmp(argv[1], "talk"))
 		return run_talk(argv + 2);
 	if (argc == 7 && !strcmp(argv[1], "steal"))
 		return run_steal(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "proxy"))
+		return run_proxy(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "peername"))
+		return run_peername(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "impostor"))
 		return run_impostor();
 	fprintf(stderr,
 		"usage: nets talk NETNS LISTEN PORT DIAL PORT MESSAGES [PAUSE_MS]\n"
 		"       nets steal NETNS LISTEN PORT DIAL connected|accepted\n"
-		"       nets impostor\n");
+		"       nets impostor\n"
+		"       nets proxy PORT UID\n"
+		"       nets peername ADDRESS PORT\n");
 	return 2;
 }
