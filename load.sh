@@ -571,7 +571,7 @@ attach() {
   attach_verdict
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
-    \"min_age\": ${MIN_AGE:-0}, \"nets\": $((${#NETWORKS[@]} > 0)), \"listed\": $((${#LISTED} > 0)), \"refresh\": $REFRESH,
+    \"min_age\": ${MIN_AGE:-0}, \"nets\": $((${#NETWORKS[@]} > 0)), \"listed\": $((${#LISTED} > 0)), \"refresh\": $((${#NETWORKS[@]} ? REFRESH : 0)),
     \"nonblocking\": ${NONBLOCKING:-0}}"
   for cgroup in "${CGROUPS[@]}"; do
     run "$BPFTOOL" cgroup attach "$cgroup" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
