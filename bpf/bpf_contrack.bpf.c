@@ -314,13 +314,11 @@ static __always_inline bool take_out(struct pair_key *key)
 
 static __always_inline void take_out_own(struct tcp_sock *tp)
 {
-	struct pair_key key = own_key(tp, true);
+	struct pair_key key;
 
 	forget_marks(tp);
-	if (take_out(&key))
-		return;
-	key = own_key(tp, false);
-	take_out(&key);
+	if (stored_key(tp, &key))
+		take_out(&key);
 }
 
 /*

@@ -449,15 +449,17 @@ static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 	return (void *)READ((struct sk_msg *)msg, sk_redir);
 }
 
-/* Takes a redirect back, of a sender that may_return(). */
+/*
+ * Takes a redirect back, of a sender that may_return().  The key is that of the map's
+ * element: a guess at which end this is could name the socket of a stranger, whose TCP
+ * would then send the message.
+ */
 static __always_inline void send_by_own_tcp(struct sk_msg_md *msg, struct tcp_sock *own)
 {
-	struct pair_key key = own_key(own, true);
+	struct pair_key key;
 
-	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0) == SK_PASS)
-		return;
-	key = own_key(own, false);
-	bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0);
+	if (stored_key(own, &key))
+		bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0);
 }
 
 /*

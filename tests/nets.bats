@@ -185,6 +185,7 @@ done; }
   load "${PODS[@]}"
   ip netns exec a "$NETS" steal /run/netns/b 10.244.2.2 8081 10.244.2.2 connected 3>&-
   ip netns exec a "$NETS" steal /run/netns/b 10.244.2.2 8082 10.244.2.2 accepted 3>&-
+  ip netns exec a "$NETS" steal /run/netns/b 10.244.2.2 8083 10.244.2.2 returned 3>&-
   "$NETS" impostor 3>&-
   counters
   (($(counter fused_messages) >= 70)) # the victims' own

@@ -10,6 +10,7 @@
  *		A victim connects in the same way and one end of it closes: WHO, connected
  *		or accepted.  An adversary with user and network namespaces of its own and
  *		the victim's sequence numbers then poses as that end, and the other sends.
+ *		returned: nobody closes; who accepted sends what has to go by its own TCP.
  *	impostor
  *		The adversary knows the sequence numbers of a victim's handshake before it
  *		ends, and accepts a connection that has the same.
@@ -288,9 +289,9 @@ static struct tcphdr *read_segment(int tun, struct segment *in, size_t *data)
 
 /*
  * Answers as the peer of a socket that connects would, and first sends so many bytes of
- * its own.  Never returns.
+ * its own.  Tells of each byte that it is sent.  Never returns.
  */
-static void answer_as_peer(int tun, uint32_t isn, size_t bytes)
+static void answer_as_peer(int tun, uint32_t isn, size_t bytes, int pipe)
 {
 	uint32_t next = isn;
 
@@ -301,6 +302,8 @@ static void answer_as_peer(int tun, uint32_t isn, size_t bytes)
 
 		if (!tcp)
 			continue;
+		if (data && write(pipe, &in, data) < 0)
+			fail("tell");
 		if (!tcp->syn && !tcp->fin && !data) {
 			if (next != isn + 1 || !bytes)
 				continue;
@@ -413,7 +416,7 @@ static void pose(uint32_t isn, uint32_t peer_isn, size_t bytes, int pipe)
 	unsigned char zeros[bytes + 1];
 
 	if (!fork())
-		answer_as_peer(tun, peer_isn, bytes);
+		answer_as_peer(tun, peer_isn, bytes, pipe);
 	fd = connect_with(isn);
 	recv_all(fd, zeros, bytes);
 	tell_what_comes(fd, pipe);
@@ -475,7 +478,7 @@ static int stolen_from(int victim, int told)
 static int run_impostor(void)
 {
 	const uint32_t isn = 123456789;
-	int told[2], go[2], tun, victim, stolen;
+	int told[2], go[2], tun, victim, stolen, discarded;
 	pid_t adversary, peer;
 	uint32_t peer_isn;
 
@@ -487,9 +490,10 @@ static int run_impostor(void)
 	if (read(told[0], &peer_isn, sizeof(peer_isn)) != sizeof(peer_isn))
 		fail("the adversary's sequence number");
 	tun = new_namespace(CLONE_NEWNET);
+	discarded = open("/dev/null", O_WRONLY);
 	peer = fork();
 	if (!peer)
-		answer_as_peer(tun, peer_isn, 0);
+		answer_as_peer(tun, peer_isn, 0, discarded);
 	victim = connect_with(isn);
 	tell(go[1], "+", 1);
 	stolen = stolen_from(victim, told[0]);
@@ -513,7 +517,8 @@ static void isns_of(int fd, uint32_t isns[2])
 static int run_steal(char **args)
 {
 	int listener = listen_in(args[0], args[1], atoi(args[2])), fds[2], told[2];
-	int posed = strcmp(args[4], "connected") ? 1 : 0, stolen;
+	int posed = strcmp(args[4], "connected") ? 1 : 0, stolen, low = 1000;
+	bool returned = !strcmp(args[4], "returned");
 	unsigned char secret[6];
 	uint32_t isns[2];
 	pid_t adversary;
@@ -526,19 +531,25 @@ static int run_steal(char **args)
 		recv_all(fds[!(k % 2)], secret, 6);
 	}
 	isns_of(fds[posed], isns);
-	close(fds[posed]);
+	if (!returned)
+		close(fds[posed]);
+	else if (setsockopt(fds[0], SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low)))
+		fail("SO_RCVLOWAT"); /* what only TCP gives */
 	if (pipe(told))
 		fail("pipe");
 	adversary = fork();
 	if (!adversary) {
-		close(fds[!posed]);
+		close(fds[0]);
+		close(fds[1]);
+		if (returned) /* the key that who accepted would have had it connected */
+			pose(isns[0] + 1, isns[1], 0, told[1]);
 		/*
 		 * The key of one that accepted, with a socket that connects: one less,
 		 * and a byte more that it has read.
 		 */
 		pose(isns[0], isns[1] - posed, posed, told[1]);
 	}
-	stolen = stolen_from(fds[!posed], told[0]);
+	stolen = stolen_from(fds[returned || !posed], told[0]);
 	kill(adversary, SIGKILL);
 	return stolen > 0;
 }
@@ -656,7 +667,8 @@ int main(int argc, char **argv)
 		return run_impostor();
 	fprintf(stderr,
 		"usage: nets talk NETNS LISTEN PORT DIAL PORT MESSAGES [PAUSE_MS]\n"
-		"       nets steal NETNS LISTEN PORT DIAL connected|accepted\n"
+		"       nets steal NETNS LISTEN PORT DIAL connected|accepted|"
+		"returned\n"
 		"       nets impostor\n"
 		"       nets proxy PORT UID\n"
 		"       nets peername ADDRESS PORT\n");
