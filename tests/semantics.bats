@@ -73,3 +73,12 @@ teardown() { unload --quiet; }
   (($(counter fused_messages) > 50000))
   (($(counter tcp_in_flight) > 5000)) # and both ways over the seam
 }
+
+@test "a connection to another host is as without sockfuse, with its address in --net, too" {
+  local remote=$BATS_TEST_TMPDIR/remote
+  mkdir "$remote"
+  "$here/tests/semantics/run.sh" "$remote" --remote 3>&-
+  [ "$(wc -l <"$remote/fused.tsv")" -ge 60 ]
+  (($(counter ends_remote "$(cat "$remote/counters.json")") >= 100))
+  diff "$remote/plain.tsv" "$remote/fused.tsv"
+}

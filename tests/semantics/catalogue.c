@@ -274,10 +274,32 @@ static void on_signal(int number, int flags)
 
 /* ---- connections ---- */
 
+/* --remote: who listens is of another cgroup. */
+static const char *here, *elsewhere;
+
+static void enter(const char *cgroup)
+{
+	char path[256];
+	int fd;
+
+	if (!cgroup)
+		return;
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	fd = open(path, O_WRONLY);
+	if (fd < 0 || write(fd, "0", 1) != 1) {
+		perror(path);
+		_exit(2);
+	}
+	close(fd);
+}
+
 static int listen_on(struct sockaddr_storage *address, socklen_t *length, int protocol)
 {
-	int fd = socket(address->ss_family, SOCK_STREAM, protocol);
+	int fd;
 
+	enter(elsewhere);
+	fd = socket(address->ss_family, SOCK_STREAM, protocol);
+	enter(here);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
 	    bind(fd, (void *)address, *length) || listen(fd, 64) ||
 	    getsockname(fd, (void *)address, length))
@@ -2228,10 +2250,15 @@ int main(int argc, char **argv)
 
 	polled = argc > 2 && !strcmp(argv[2], "--polled");
 	first = again || polled ? 3 : 2;
+	if (argc > 4 && !strcmp(argv[2], "--remote")) {
+		here = argv[3];
+		elsewhere = argv[4];
+		first = 5;
+	}
 
 	if (argc < 2 || inet_pton(AF_INET, argv[1], &host) != 1) {
-		fprintf(stderr,
-			"usage: catalogue ADDRESS [--again | --polled] [CASE...]\n");
+		fprintf(stderr, "usage: catalogue ADDRESS [--again | --polled | --remote "
+				"HERE ELSEWHERE] [CASE...]\n");
 		return 2;
 	}
 	for (size_t i = 0; i < sizeof(page); i++)
