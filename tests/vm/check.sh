@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # check.sh [--table FILE] KERNEL...: holds the promises (promises.bats) against each
 # kernel of kernel.sh, with cgroup2 alone, and beside version 1 and with the bpftool of the
-# kernel's suite, if tests/bpftools.sh could fetch it; prints TAP for each and a verdict; FILE gets a table of them, in Markdown.  A kernel that cannot be fetched is
-# skipped, by name.
+# kernel's suite, if tests/bpftools.sh could fetch it; prints TAP for each and a verdict;
+# FILE gets a table of them, in Markdown.  A kernel that cannot be fetched is skipped, by
+# name.  An emulated machine that stands still (seen once in some fifty runs, for no known
+# reason) is tried once more, and that is said.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
@@ -27,8 +29,13 @@ for kernel; do
   ((code == 0)) || exit "$code"
   for cgroups in unified hybrid; do
     start=$SECONDS
-    CGROUP=$cgroups "$here/run.sh" "$kernel" bats --formatter tap tests/vm/promises.bats | sed -n '/^1\.\.\|^ok\|^not ok\|^#/p' |
-      tee "$work/results" || code=$?
+    for attempt in 1 2; do
+      code=0
+      SECONDS_MAX=400 CGROUP=$cgroups "$here/run.sh" "$kernel" bats --formatter tap tests/vm/promises.bats |
+        sed -n '/^1\.\.\|^ok\|^not ok\|^#/p' | tee "$work/results" || code=$?
+      ((code == 70 && attempt == 1)) || break
+      echo "Linux $kernel, cgroup2 $cgroups: the machine stood still; once more"
+    done
     cat "$work/results" >>"$work/${boot##*/}"
     if ((code == 0)); then
       passed=$((passed + 1)) verdict=passed
