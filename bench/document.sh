@@ -83,6 +83,11 @@ Why, as the profiles below show it, and what was tried:
   new connection for each, `--exclude-port` or `--min-age` spares it.
 - **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message of its own with pages of its own, which the reader
   takes 8 KB at a time. Blocks of more than 32 KB come back warm from the allocator (below), these cannot be gathered into one.
+- **Requests and answers of 256 KB on two processors**: `tcp_bpf_sendmsg` copies the whole message in before the verdict, so the reader
+  can begin to copy out only then; TCP's reader copies the first segments while the writer copies the rest. (From the kernel's
+  source; no profile of two processors is shown.)
+- **Processor time of a dialogue on two processors** falls less than on one, and less the slower the machine wakes an idle processor:
+  that wake-up is the same for both ways.
 - **Bulk on one processor**: the writer runs ahead of its reader until the bytes have left the cache. A backlog limited to 256 KB, or to 1 MB, made
   it worse (0.83 and 0.69 at 64 KB): what is beyond the limit goes by TCP and fills TCP's buffers. Not gathering a message into one block of
   pages made it worse too (1.08 in place of 1.8 at 256 KB).
