@@ -62,15 +62,16 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Ends that have sent bulk, or a SAMPLE of small messages, since their peer last
- * did, by the address of their tcp_sock.  Steers only; a flow that finds no room is
- * a dialogue.
+ * Which end of a connection was the last to send bulk, or a SAMPLE of small messages:
+ * the address of its tcp_sock, by the lower of the two addresses.  One entry for both, so
+ * that what an earlier connection left at these addresses is put right by the first
+ * answer.  Steers only; a flow that finds no room is a dialogue.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, u64);
-	__type(value, u8);
+	__type(value, u64);
 } fuse_streams SEC(".maps");
 
 static __always_inline struct direction *direction_of(struct sk_msg_md *msg)
@@ -485,12 +486,16 @@ static __always_inline void await_lock(struct tcp_sock *peer)
 static __always_inline bool streams(struct tcp_sock *own, struct tcp_sock *peer)
 {
 	u64 self = (u64)own, other = (u64)peer;
-	u8 yes = 1;
+	u64 key = self < other ? self : other;
+	u64 *last = bpf_map_lookup_elem(&fuse_streams, &key);
 
-	if (bpf_map_lookup_elem(&fuse_streams, &self))
+	if (!last) {
+		bpf_map_update_elem(&fuse_streams, &key, &self, BPF_ANY);
+		return false;
+	}
+	if (*last == self)
 		return true;
-	bpf_map_delete_elem(&fuse_streams, &other);
-	bpf_map_update_elem(&fuse_streams, &self, &yes, BPF_ANY);
+	*last = self;
 	return false;
 }
 

@@ -353,3 +353,16 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   (($(counter fused_messages) > 40000))
   [ "$(counter ends_unfused)" -eq 0 ]
 }
+
+# Their sockets lie where those of others lay before them, in other pairs.
+@test "so do dialogues after many others" {
+  local i
+  load
+  for i in {1..8}; do
+    "$here/bench/load" --epoll --connections 100 rr 65536 0.1 0 0 >/dev/null
+    "$here/bench/load" rr 100 0.4 0 0 >/dev/null
+  done
+  counters
+  (($(counter fused_messages) > 100000))
+  [ "$(counter ends_unfused)" -eq 0 ]
+}
