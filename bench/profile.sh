@@ -6,8 +6,11 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=bench/helpers.bash
 . "$here/helpers.bash"
 
-# KIND BYTES SECONDS, on one processor: all of it is work
-CASES=("rr 64 1" "stream 262144 1" "connect 64 1")
+# KIND BYTES CPU_A CPU_B MODES.  On one processor all of it is work; on two it is what
+# the processes do, and not how long one waits for the other.
+CASES=("rr 64 0 0 plain fused" "stream 262144 0 0 plain fused" "connect 64 0 0 plain fused"
+  "rr 64 0 1 plain fused unix" "rr 262144 0 1 plain fused")
+SECONDS_EACH=1
 LEAST=3 # percent that a function and what it calls must take to be shown
 
 make_cgroups
@@ -15,10 +18,12 @@ make_cgroups
 work=$(mktemp -d)
 trap 'rm -rf "$work"; "$here/../unload.sh" --quiet' EXIT
 
-# record MODE KIND BYTES SECONDS
+# record MODE KIND BYTES CPU_A CPU_B
 record() (
+  options=()
+  [[ $1 != unix ]] || options=(--unix)
   echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
-  exec perf record -q -g -C 0 -e cpu-clock -F 4000 -o "$work/perf.data" -- "$here/load" "$2" "$3" "$4" 0 0 >/dev/null
+  exec perf record -q -g -C "$4-$5" -e cpu-clock -F 4000 -o "$work/perf.data" -- "$here/load" "${options[@]}" "$2" "$3" "$SECONDS_EACH" "$4" "$5" >/dev/null
 )
 
 # Each function under its caller, with the share of samples it and what it calls have.
@@ -48,10 +53,13 @@ flame() {
 }
 
 for case in "${CASES[@]}"; do
-  read -r kind bytes seconds <<<"$case"
-  for mode in plain fused; do
-    record "$mode" "$kind" "$bytes" "$seconds"
+  read -r kind bytes cpu_a cpu_b modes <<<"$case"
+  ((cpu_b < $(nproc))) || continue
+  on="one processor"
+  [[ $cpu_a == "$cpu_b" ]] || on="two processors"
+  for mode in $modes; do
+    record "$mode" "$kind" "$bytes" "$cpu_a" "$cpu_b"
     # shellcheck disable=SC2016 # Markdown
-    printf '\n<details><summary>%s, %s bytes, one processor, %s</summary>\n\n```\n%s\n```\n\n</details>\n' "$kind" "$bytes" "$mode" "$(flame)"
+    printf '\n<details><summary>%s, %s bytes, %s, %s</summary>\n\n```\n%s\n```\n\n</details>\n' "$kind" "$bytes" "$on" "$mode" "$(flame)"
   done
 done >"$1"
