@@ -109,7 +109,7 @@ guardcheck: objects helpers
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
 	$(Q)tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/guard.bats
 
-# About 12 minutes, and about one; BENCH is where the result goes.
+# About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
 bench bench-quick: objects helpers
 	$(Q)./deps.sh load check
@@ -117,11 +117,11 @@ bench bench-quick: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
 	$(Q)jq -r -f bench/report.jq $(BENCH)
 
-# Writes docs/benchmarks.md and its plots from $(BENCH) and from a profile.
+# Writes docs/benchmarks.md, its plots and the tables of the READMEs from $(BENCH) and from a profile.
 benchmarks: objects helpers
 	$(Q)./deps.sh load check bench
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/profile.sh bench/profile.md
-	$(Q)bench/document.sh $(BENCH) bench/profile.md docs
+	$(Q)bench/document.sh $(BENCH) bench/profile.md docs README.md README.zh.md
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# document.sh RESULTS PROFILE DIRECTORY: writes benchmarks.md, its plots, SVG and PNG,
-# and the results into the directory, from what run.sh measured and profile.sh saw (make
-# benchmarks).
+# document.sh RESULTS PROFILE DIRECTORY README...: writes benchmarks.md, its plots, SVG and
+# PNG, and the results into the directory, from what run.sh measured and profile.sh saw, and
+# the table of each README anew (make benchmarks).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 results=$1 profile=$2 directory=$3
+shift 3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -100,3 +101,11 @@ END
   cat "$profile"
 } >"$directory/benchmarks.md"
 jq . "$results" >"$directory/benchmarks.json"
+jq -r --arg readme 1 -f "$here/report.jq" "$results" >"$work/table"
+for readme; do # from the line that names the machine to the end of the table
+  awk -v table="$work/table" '
+    /^\*.*medians of/ { while ((getline line < table) > 0) print line; skip = 1; next }
+    skip && /^(\||$)/ && !(seen && /^$/) { seen = seen || /^\|/; next }
+    { skip = 0; print }' "$readme" >"$work/readme"
+  cat "$work/readme" >"$readme"
+done

@@ -1,4 +1,5 @@
-# The object of summarize.jq as tables in Markdown.
+# The object of summarize.jq as tables in Markdown; with --arg readme 1 the short one of
+# the README.
 
 def places($n): . as $x | pow(10; $n) as $p | ($x * $p | round / $p) | tostring
   | if $n == 0 then . else (if test("\\.") then . else . + ".0" end) | (. + "00")[:(index(".") + 1 + $n)] end;
@@ -11,7 +12,19 @@ def unix: if .fused_to_unix then .fused_to_unix.median | places(2) else "" end;
 def table($title; $header; cases; row):
   [cases] | if length == 0 then empty else "", $title, "", $header, (.[] | "| \(row) |") end;
 
-"*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds, medians*",
+def in_readme:
+  if .how == "application" then IN(.kind; "redis-get", "wrk-nginx", "wrk-nginx-proxy", "wrk-haproxy-nginx", "wrk-nginx-sendfile", "wrk-nginx-no-sendfile", "wrk-nginx-close", "pgbench-select", "iperf3-8")
+  elif .how == "lasting" then .bytes != 256 and .bytes != 4096
+  else .how == "blocking" and IN(.bytes; 64, 16384, 262144) end;
+def readme:
+  "*\(.processor), \(.processors) processors, \(.kernel), \(.date), medians of \(.rounds) rounds and more*",
+  "",
+  "| case | bytes | processors | plain TCP | fused | Unix socket | fused / plain |\n|---|---:|---|---:|---:|---:|---:|",
+  (.cases[] | select(in_readme)
+    | "| \(.kind) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused"])) | \(if .unix then amounts(["unix"]) else "" end) | \(.fused_to_plain.median | places(2)) |");
+
+if $ARGS.named.readme then readme else
+"*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds and more, medians*",
 table("### Two processes";
   "| case | bytes | on | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain | p99 µs, plain → fused |\n|---|---:|---|---:|---:|---:|---|---:|---:|---:|";
   .cases[] | select(.unix and .how != "application" and .how != "min-age");
@@ -33,3 +46,4 @@ table("### To another host (a network namespace behind veth): nothing is fused";
   "| case | bytes | without sockfuse | with | ratio (95 %) | CPU, ratio |\n|---|---:|---:|---:|---|---:|";
   .cases[] | select(.how == "remote");
   "\(name) | \(.bytes) | \(amounts(["plain", "fused"])) | \(.fused_to_plain | interval) | \(.cpu_fused_to_plain.median | places(2))")
+end
