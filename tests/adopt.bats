@@ -7,8 +7,11 @@ load helpers
 setup() { can_adopt || skip "this kernel cannot adopt"; }
 
 teardown() {
-  [[ ! ${BUSY-} ]] || kill "$BUSY" 2>/dev/null || true
-  [[ ! ${STEPS_PID-} ]] || kill "$STEPS_PID" 2>/dev/null || true
+  local pid
+  for pid in ${BUSY-} ${STEPS_PID-} ${IPERF-}; do # gone, or the next test would adopt theirs
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
   unload --quiet
   ip netns del other 2>/dev/null || true
   assert_nothing_left
@@ -100,9 +103,11 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
   open_steps
   "$TRAFFIC" hold 3 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
   BUSY=$!
-  iperf3 -s -1 -p 5001 >/dev/null 3>&- &
+  iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
+  IPERF=$!
   wait_for 10 listens 5001
-  bash -c "echo \$\$ >$CGROUP/inside/cgroup.procs; exec iperf3 -c 127.0.0.1 -p 5001 -t 5 -b 1M" >/dev/null 3>&- &
+  bash -c "echo \$\$ >$CGROUP/inside/cgroup.procs; exec iperf3 -c 127.0.0.1 -p 5001 -t 30 -b 1M" >/dev/null 2>&1 3>&- &
+  IPERF="$! $IPERF"
   wait_for 10 grep -q connections "$BATS_TEST_TMPDIR/held"
   wait_for 10 established 12
   load --adopt --cgroup "$CGROUP/inside"
