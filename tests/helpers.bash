@@ -96,7 +96,7 @@ capture() {
   CAPTURE_FILE=$file
   shift
   set -- "$*" or tcp port 1
-  tcpdump -i lo -n -U --immediate-mode -s 96 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
+  tcpdump -i lo -n -U --immediate-mode -s 128 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
   CAPTURE=$!
   wait_for 10 grep -q 'listening on' "$file.log"
 }

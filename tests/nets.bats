@@ -94,7 +94,7 @@ talk() {
 fused_talk() {
   local before pcap=$BATS_TEST_TMPDIR/pcap
   before=$(counter fused_messages)
-  ip netns exec r tcpdump -i any -n -U --immediate-mode -s 96 -w "$pcap" tcp 2>"$pcap.log" 3>&- &
+  ip netns exec r tcpdump -i any -n -U --immediate-mode -s 128 -w "$pcap" tcp 2>"$pcap.log" 3>&- &
   TCPDUMP=$!
   wait_for 10 grep -q 'listening on' "$pcap.log"
   talk "$@"
