@@ -88,12 +88,12 @@ Why, as the profiles below show it, and what was tried:
 - **Requests and answers of 256 KB on two processors** are as fast as TCP's, give or take the noise, for two thirds of the processor time:
   `tcp_bpf_sendmsg` copies the whole message in before the verdict, so the reader can begin to copy out only then; TCP's reader copies the
   first segments while the writer copies the rest. `bpf_msg_apply_bytes` divides only what has been copied. Programs that do nothing but
-  enter the sockhash and redirect had 0.96 here, where these had 0.95.
+  enter the sockhash and redirect had 0.96 and 0.86 in two runs, these 0.95 and 0.90.
 - **Processor time of a dialogue on two processors**: most of it is the interrupt that wakes the other, idle, processor, which in a virtual machine
   goes through the hypervisor (`_raw_spin_unlock_irqrestore` below `sock_def_readable` in the profiles, more than half of what fused
-  processes do); TCP pays the same, and so does a Unix socket. Programs that do nothing but enter and redirect had 0.87 of TCP's time
-  at 64 bytes and 0.85 at 16 KB in a run in which these had 0.92 and 0.93; when the machine is quiet, these have 0.79 and 0.75.
-- **Connections with one request on two processors** lose more than on one: programs that do nothing but enter and redirect have 0.83 to 0.86. The
+  processes do); TCP pays the same, and so does a Unix socket. Programs that do nothing but enter and redirect had 0.85, 0.78 and 0.85
+  of TCP's time at 64 bytes, 1 KB and 16 KB in thirteen rounds in which these had 0.89, 0.85 and 0.82; in other runs these had down to 0.75.
+- **Connections with one request on two processors** lose more than on one: programs that do nothing but enter and redirect have 0.83 to 0.87. The
   callbacks, the look at who is asleep and the policy take some four points each.
 - **Unix sockets in a dialogue of 64 KB on two processors** have twice the speed: a reader that has taken its bytes wakes the writer for
   more (`unix_write_space`), who is then awake when the answer comes. Nothing of ours runs when a reader takes fused bytes.
