@@ -628,8 +628,9 @@ commit() {
   [[ ! -e $ADOPT || $ADOPTING ]] || run rm -f "$ADOPT"
   [[ ! $ADOPTING ]] || run mv -fT "$STAGING/adopt" "$ADOPT"
   commit_iterator
+  # Nobody could later, and with its last holder the map itself goes.
+  [[ ! $OLD_SETTINGS ]] || set_settings id "$OLD_SETTINGS" '{"fuse": 0}'
   detach_all_but "$NEW_IDS"
-  [[ ! $OLD_SETTINGS ]] || set_settings id "$OLD_SETTINGS" '{"fuse": 0}' # nobody could later
   run rm -rf "$STAGING"
   trap - EXIT
 }

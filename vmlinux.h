@@ -114,6 +114,25 @@ struct inode {
 	unsigned short i_mode;
 };
 
+/* linux/fs.h, linux/rbtree_types.h, linux/file_ref.h */
+struct rb_node;
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct address_space {
+	struct rb_root_cached i_mmap; /* the mappings of a file */
+};
+
+typedef struct {
+	atomic64_t refcnt;
+} file_ref_t;
+
 /* linux/pipe_fs_i.h, linux/sched.h */
 struct pipe_inode_info {
 	unsigned int head;
@@ -127,6 +146,8 @@ struct task_struct {
 struct file {
 	unsigned int f_flags;
 	struct inode *f_inode;
+	struct address_space *f_mapping;
+	file_ref_t f_ref; /* f_count before 6.13 */
 };
 
 struct sock;
@@ -141,8 +162,11 @@ struct msghdr {
 	unsigned int msg_flags;
 };
 
+struct fasync_struct;
+
 struct socket_wq {
 	wait_queue_head_t wait;
+	struct fasync_struct *fasync_list; /* O_ASYNC */
 };
 
 /* linux/bpf_local_storage.h, kernel/bpf/bpf_local_storage.c: sk_storage */
@@ -174,7 +198,12 @@ struct epoll_event {
 	u32 events;
 };
 
+struct eventpoll {
+	wait_queue_head_t poll_wait; /* who polls this epoll itself */
+};
+
 struct epitem {
+	struct eventpoll *ep;
 	struct epoll_event event;
 };
 
@@ -237,14 +266,16 @@ struct sock {
 	struct bpf_local_storage *sk_bpf_storage;
 	socket_lock_t sk_lock;
 	u32 sk_tsflags;	    /* SO_TIMESTAMPING; u16 before 6.6 */
-	int sk_disconnects; /* calls of connect(AF_UNSPEC) under way; 6.6 and stable
-			       kernels */
+	int sk_disconnects; /* connect(AF_UNSPEC) and connects that failed, for life;
+			       6.6 and stable kernels */
 	int sk_rcvlowat;
 	u32 sk_txhash;	  /* random; what the skbs of this socket have as their hash */
 	long sk_rcvtimeo; /* jiffies; LONG_MAX: none */
 	int sk_peek_off;  /* negative: SO_PEEK_OFF not set */
 	int sk_forward_alloc; /* bytes charged and not yet used */
 	u8 sk_kern_sock : 1;
+	bool sk_use_task_frag; /* false: the kernel reads, as nbd and iSCSI do; 6.2 */
+	void (*sk_data_ready)(void);
 };
 
 /* net/inet_sock.h, net/inet_connection_sock.h, linux/tcp.h */

@@ -78,12 +78,14 @@ static __always_inline bool in_cgroup(struct tcp_sock *tp)
 /* Nanoseconds for which both ends have been noted; 0 if only one is. */
 static __always_inline u64 age_of(struct tcp_sock *tp, const struct pair_key *key)
 {
-	struct pair_key peer = peer_key(tp);
+	struct pair_key peer;
 	u64 *own_seen, *peer_seen, now = bpf_ktime_get_ns();
 
 	own_seen = bpf_map_lookup_elem(&fuse_seen, key);
 	if (!own_seen)
 		bpf_map_update_elem(&fuse_seen, key, &now, BPF_NOEXIST);
+	if (!peer_key(tp, &peer)) /* those adopted are both on loopback */
+		return 0;
 	peer_seen = bpf_map_lookup_elem(&fuse_seen, &peer);
 	if (!own_seen || !peer_seen)
 		return 0;
@@ -115,6 +117,7 @@ static __always_inline void adopt(struct settings *set, struct tcp_sock *tp,
 	if (!direction)
 		return;
 	direction->adopted = 1;
+	direction->disconnects = disconnects_of(tp);
 	if (set->account)
 		direction->since = bpf_ktime_get_ns();
 	if (!call_back(tp) || bpf_map_update_elem(map, key, tp, BPF_NOEXIST)) {

@@ -19,7 +19,7 @@
 #define TCP_KEEPINTVL 5
 #define RCV_SHUTDOWN 1
 #define PROBING_NS 1000000000
-#define LEAVING_NS 200000000
+#define PROBE 1 /* of each option that start_probing() sets: yes, and a second */
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -56,17 +56,25 @@ struct {
 	__type(value, struct dialled);
 } fuse_dialled SEC(".maps");
 
-static __always_inline void account(struct bpf_sock_ops *skops)
+/*
+ * What closed() and load.sh --account want to know of the time before.  Few sockets
+ * failed to connect before they did.  False: there is no memory.
+ */
+static __always_inline bool remember(struct bpf_sock *sk, struct settings *set,
+				     int disconnects)
 {
-	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
 
-	if (!sk)
-		return;
+	if (!set->account && !disconnects)
+		return true;
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
 				       BPF_SK_STORAGE_GET_F_CREATE);
-	if (direction)
+	if (!direction)
+		return false;
+	direction->disconnects = disconnects;
+	if (set->account)
 		direction->since = bpf_ktime_get_ns();
+	return true;
 }
 
 /*
@@ -204,6 +212,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		outcome = OUTCOME(ends_left_out);
 	if (!outcome && !local)
 		outcome = pair(skops, tp, connected);
+	if (!outcome && !remember(sk, set, disconnects_of(tp)))
+		outcome = OUTCOME(ends_refused);
 	if (outcome) {
 		count(outcome);
 		return;
@@ -214,8 +224,6 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
 	if (!err) {
 		COUNT(ends_tracked);
-		if (set->account)
-			account(skops);
 		bpf_sock_ops_cb_flags_set(skops,
 					  skops->bpf_sock_ops_cb_flags | CALLBACKS);
 	} else if (err == -E2BIG) {
@@ -241,18 +249,28 @@ static __always_inline void set_option(struct bpf_sock_ops *skops, int level, in
 	bpf_setsockopt(skops, level, option, &value, sizeof(value));
 }
 
+/* Puts an option back, unless the application has set it meanwhile. */
+static __always_inline void restore(struct bpf_sock_ops *skops, int level, int option,
+				    int value)
+{
+	int now = 0;
+
+	if (!bpf_getsockopt(skops, level, option, &now, sizeof(now)) && now == PROBE)
+		set_option(skops, level, option, value);
+}
+
 static __always_inline void stop_probing(struct bpf_sock_ops *skops,
 					 struct direction *direction)
 {
 	direction->probing_since = 0;
-	set_option(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
-	set_option(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
-	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
+	restore(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
+	restore(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
+	restore(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
 }
 
 /*
- * What was known of the old connection, its peer's address above all: with that,
- * unfuse() could take the new one out under its peer's hands.
+ * What was known of the old connection: its peer's address, and that it goes by TCP
+ * alone.
  */
 static __always_inline void forget_direction(struct bpf_sock_ops *skops)
 {
@@ -289,82 +307,105 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 
 /*
  * connect(AF_UNSPEC), at once.  Other ways to TCP_CLOSE leave what has not been
- * read, as TCP does.  Before 6.6 a disconnect cannot be told from those, and
- * forget() learns of it at the next connect().
+ * read, as TCP does.  Of an established socket only a disconnect changes sk_disconnects
+ * (__inet_stream_connect(), under the lock, just before this).  A connect() that failed
+ * has done so too, but before the socket entered the map.  Before 6.6 a disconnect
+ * cannot be told from those, and forget() learns of it at the next connect().
  */
 static __always_inline void closed(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+	struct bpf_sock *sk = skops->sk;
+	struct direction *direction;
+	int disconnects;
 
-	if (!tp)
+	if (!tp || !sk)
 		return;
 	unpair(tp, true);
-	if (bpf_core_field_exists(struct sock, sk_disconnects) &&
-	    sk_of(tp)->sk_disconnects)
+	disconnects = disconnects_of(tp);
+	if (!disconnects)
+		return;
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
+	if (!direction || direction->disconnects != disconnects)
 		forget(skops);
 }
 
-static __always_inline bool take_out(struct pair_key *key)
-{
-	if (bpf_map_delete_elem(&sock_ops_map, key))
-		return false;
-	COUNT(ends_unfused);
-	return true;
-}
-
-static __always_inline void take_out_own(struct tcp_sock *tp)
-{
-	struct pair_key key;
-
-	forget_marks(tp);
-	if (stored_key(tp, &key))
-		take_out(&key);
-}
-
 /*
- * Nothing is lost if this end leaves the map: no fused byte waits, and nobody
- * is inside its psock who could bring one.
+ * A socket leaves the map while it lives in two steps, so that no message is lost and no
+ * send fails.  A is an end, B the other; each runs its part in HDR_OPT_LEN, under its own
+ * lock, before a segment of its own, and takes out nobody but itself.
+ *
+ * 1. seal(), A: from now on A sends by TCP alone (direction->sealed, which
+ *    bpf_redirect.bpf.c asks first, under the same lock), and no fused message of A is
+ *    under way (direction->quiet; quiet() in bpf_redirect.bpf.c has the proof).  So
+ *    B's fused queue never grows again.  A writes B's key into fuse_sealed.
+ * 2. leave(), B: its direction is sealed by A, and its fused queue is empty.  B takes
+ *    itself out.  A message of B may be under way to A: A is still in the map, and what
+ *    is under way holds a reference to B's psock.  A call that sleeps in
+ * tcp_bpf_recvmsg() of B holds one, too, and wakes by TCP's bytes.
+ * 3. leave(), A: B has no psock.  So no call is inside it, and none of B's messages is
+ *    under way: what it delivered to A was delivered under A's lock, before this.  Nor
+ *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
+ *
+ * An end that has closed has no psock, either: to the other that is as good as 3.
+ *
+ * What is read of the other end: B's queue is read by A in seal() only so that no TCP
+ * byte gets behind a fused one of an edge-triggered reader; a stale answer costs that
+ * reader time (mend_as_reader()).  That B's psock is gone is never unsaid.  The cached
+ * address of B may be another socket's once B has been freed; then B has closed, and
+ * whatever is read there leaves A in the map, or takes it out, which are both right.
  */
-static __always_inline bool may_leave(struct sk_psock *psock)
+static __always_inline bool is_out(struct tcp_sock *tp)
 {
-	return no_fused_bytes(psock) && READ(psock, refcnt.refs.counter) == 1;
-}
-
-/*
- * The sender takes both ends out of the map: the connection is plain TCP again.
- * The peer goes first; then it has no message under way to this end either.
- * True: the peer is out.
- */
-static __always_inline bool unfuse(struct tcp_sock *tp, struct tcp_sock *peer)
-{
-	struct sk_psock *own = psock_of(tp), *others = psock_of(peer);
-	struct pair_key key = peer_key(tp);
-
-	if (!others) { /* nobody is inside who could bring a message to this end */
-		if (own && no_fused_bytes(own))
-			take_out_own(tp);
-		return true;
-	}
-	if (!own || !no_fused_bytes(own) || !may_leave(others))
-		return false;
-	if (!take_out(&key) || READ(others, refcnt.refs.counter))
-		return false;
-	forget_marks(peer);
-	take_out_own(tp);
-	return true;
-}
-
-/* The reader takes itself out.  True: it is out. */
-static __always_inline bool leave(struct tcp_sock *tp)
-{
-	struct sk_psock *psock = psock_of(tp);
-
-	if (psock && may_leave(psock))
-		take_out_own(tp);
 	return !psock_of(tp);
 }
 
-/* mend_seam() runs again each second, before the segment of tcp_keepalive_timer(). */
+/* But for the map, nobody holds the psock of a socket that is in it. */
+static __always_inline bool nobody_inside(struct tcp_sock *tp)
+{
+	return references(psock_of(tp)) == 1 && in_map(tp);
+}
+
+/* Step 1 */
+static __always_inline void seal(struct settings *set, struct tcp_sock *tp,
+				 struct direction *direction)
+{
+	struct pair_key reader;
+	u8 yes = 1;
+
+	if (direction->sealed || !no_fused_bytes(psock_of(direction->peer)))
+		return;
+	if (!is_out(tp) && !direction->quiet && !nobody_inside(tp))
+		return;
+	if (!peer_key(tp, &reader) ||
+	    bpf_map_update_elem(&fuse_sealed, &reader, &yes, BPF_ANY))
+		return;
+	direction->sealed = 1;
+	set->sealed = 1;
+}
+
+/* Steps 2 and 3; wanted: the latter has a use, too. */
+static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
+				  struct direction *direction, bool wanted)
+{
+	struct sk_psock *psock = psock_of(tp);
+	struct pair_key key;
+
+	bool alone = wanted && direction && direction->peer && is_out(direction->peer);
+
+	if (!psock || !no_fused_bytes(psock) || !(alone || set->sealed) ||
+	    !stored_key(tp, &key))
+		return;
+	if (!alone && !bpf_map_lookup_elem(&fuse_sealed, &key))
+		return;
+	bpf_map_delete_elem(&fuse_sealed, &key);
+	forget_marks(tp);
+	if (!bpf_map_delete_elem(&sock_ops_map, &key))
+		COUNT(ends_unfused);
+}
+
+/* before_segment() runs again each second, before the segment of tcp_keepalive_timer().
+ */
 static __always_inline void start_probing(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
@@ -382,9 +423,9 @@ static __always_inline void start_probing(struct bpf_sock_ops *skops)
 	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &direction->keepintvl, size))
 		return;
 	direction->probing_since = bpf_ktime_get_ns();
-	set_option(skops, SOL_TCP, TCP_KEEPIDLE, 1);
-	set_option(skops, SOL_TCP, TCP_KEEPINTVL, 1);
-	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_option(skops, SOL_TCP, TCP_KEEPIDLE, PROBE);
+	set_option(skops, SOL_TCP, TCP_KEEPINTVL, PROBE);
+	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, PROBE);
 }
 
 /* TCP bytes that the reader has not taken; a FIN is none. */
@@ -395,47 +436,42 @@ static __always_inline bool tcp_bytes_wait(struct tcp_sock *tp)
 	return (int)(tp->rcv_nxt - fin - tp->copied_seq) > 0;
 }
 
-/* As the sender of TCP bytes, before they leave: the reader meets no seam. */
-static __always_inline void mend_as_sender(struct tcp_sock *tp,
-					   struct direction *direction)
+/*
+ * As the sender of TCP bytes, before they leave: a reader that is told once of what
+ * there is meets no seam if it leaves the map before it reads.
+ */
+static __always_inline void mend_as_sender(struct direction *direction)
 {
 	u32 found = waiters(direction->peer);
 
-	if (found & WAITER_EDGE ? unfuse(tp, direction->peer) : !(found & WAITER_LATER))
+	if (found & WAITER_EDGE)
+		direction->leaving = 1;
+	else if (!(found & WAITER_LATER))
 		direction->seam = 0;
 }
 
 /*
  * As the reader of TCP bytes, before they are acknowledged.  Once the fused
- * ones have been read, it leaves the map and has the kernel tell again of TCP's:
+ * ones have been read, the kernel is made to tell again of TCP's:
  * tcp_set_rcvlowat() does when SO_RCVLOWAT is set to what it is.  While fused
  * bytes wait, nothing will happen on the socket when they are read (the sender
  * may be gone by then), so it probes the peer until they are.
  */
 static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
-					   struct tcp_sock *tp)
+					   struct settings *set, struct tcp_sock *tp,
+					   struct direction *direction)
 {
 	u32 found = waiters(tp);
 	struct sk_psock *psock;
 
 	if (!(found & (WAITER_EDGE | WAITER_LATER)))
 		return;
-	if (!(found & WAITER_EDGE) || !leave(tp))
-		start_probing(skops);
+	leave(set, tp, direction, found & WAITER_EDGE);
 	psock = psock_of(tp);
-	if (found & WAITER_EDGE && (!psock || no_fused_bytes(psock)))
+	if (psock || !(found & WAITER_EDGE))
+		start_probing(skops);
+	if (found & WAITER_EDGE && no_fused_bytes(psock))
 		set_option(skops, SOL_SOCKET, SO_RCVLOWAT, sk_of(tp)->sk_rcvlowat);
-}
-
-/*
- * Nothing was or will be fused to an end that --careful found to read as only TCP
- * can, so whoever is inside its psock brings nothing: it leaves the map, where
- * even TCP's bytes are read otherwise.
- */
-static __always_inline void leave_if_never_fused(struct tcp_sock *tp)
-{
-	if (psock_of(tp) && marks_of(tp) & MARK_READER)
-		take_out_own(tp);
 }
 
 /*
@@ -462,41 +498,36 @@ static __always_inline void leave_if_alone(struct tcp_sock *tp)
 }
 
 /*
- * Before each segment of an end that was tracked.  An edge-triggered reader
- * must not be left at the seam between fused and TCP bytes (edge_reader_full()
- * in bpf_redirect.bpf.c tells why).
+ * Before each segment of an end that was tracked, under its lock.  The callback stays on
+ * for the life of the socket: other sockops programs of the host may have asked for it,
+ * too, and share its flag.
  */
-static __always_inline void mend_seam(struct bpf_sock_ops *skops)
+static __always_inline void before_segment(struct bpf_sock_ops *skops)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
 	struct tcp_sock *tp;
-	bool nothing;
 
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp || !set)
 		return;
 	leave_if_alone(tp);
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
-	if (direction && direction->seam && direction->peer)
-		mend_as_sender(tp, direction);
-	if (direction && direction->leaving_since && direction->peer &&
-	    bpf_ktime_get_ns() - direction->leaving_since > LEAVING_NS)
-		unfuse(tp, direction->peer);
-	nothing = nothing_fused(set, tp);
-	if (nothing)
-		leave_if_never_fused(tp);
-	if (!nothing && tcp_bytes_wait(tp))
-		mend_as_reader(skops, tp);
+	if (is_out(tp) && !direction)
+		return;
+	if (direction && direction->peer) {
+		if (direction->seam)
+			mend_as_sender(direction);
+		if (direction->leaving)
+			seal(set, tp, direction);
+	}
+	leave(set, tp, direction, direction && direction->sealed);
+	if (!nothing_fused(set, tp) && tcp_bytes_wait(tp))
+		mend_as_reader(skops, set, tp, direction);
 	else if (direction && direction->probing_since &&
 		 bpf_ktime_get_ns() - direction->probing_since > PROBING_NS)
 		stop_probing(skops, direction);
-
-	if (!psock_of(tp) && !(direction && direction->probing_since))
-		bpf_sock_ops_cb_flags_set(skops,
-					  skops->bpf_sock_ops_cb_flags &
-						  ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 SEC("sockops")
@@ -511,7 +542,7 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 			closed(skops);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
-		mend_seam(skops);
+		before_segment(skops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

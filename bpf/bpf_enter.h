@@ -21,10 +21,33 @@ struct {
 	__type(value, u8);
 } fuse_ports SEC(".maps");
 
+/* How often the socket has been disconnected, 0 where the kernel does not count. */
+static __always_inline int disconnects_of(struct tcp_sock *tp)
+{
+	return bpf_core_field_exists(struct sock, sk_disconnects)
+		       ? sk_of(tp)->sk_disconnects
+		       : 0;
+}
+
+/* Where the kernel's own users of a socket put a function of theirs. */
+extern const void sock_def_readable __ksym __weak;
+
 /*
- * The counter that tells why a socket may not enter, 0 if it may.  Readers inside the
- * kernel (NVMe/TCP, iSCSI, NFS) use read_sock, which never sees fused bytes.
+ * Somebody in the kernel reads what comes (NVMe/TCP, iSCSI, NFS, nbd): by read_sock,
+ * which never sees fused bytes, or by a recvmsg that takes EAGAIN for an error.  Of a
+ * socket that a program has made and hands to the kernel later, the port of its service
+ * tells: load.sh excludes those by default.
  */
+static __always_inline bool is_kernels(struct tcp_sock *tp)
+{
+	struct sock *sk = sk_of(tp);
+
+	return BPF_CORE_READ_BITFIELD(sk, sk_kern_sock) || kernel_reads(tp) ||
+	       (&sock_def_readable &&
+		(const void *)sk->sk_data_ready != &sock_def_readable);
+}
+
+/* The counter that tells why a socket may not enter, 0 if it may. */
 static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 				    bool connected)
 {
@@ -37,7 +60,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 		return OUTCOME(ends_excluded);
 	if (bpf_map_lookup_elem(&fuse_guarded, &service))
 		return OUTCOME(ends_guarded);
-	if (BPF_CORE_READ_BITFIELD(sk_of(tp), sk_kern_sock) || not_plain_tcp(tp))
+	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
 	return 0;
 }

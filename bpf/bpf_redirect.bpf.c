@@ -118,6 +118,43 @@ static __always_inline bool reader_guarded(struct tcp_sock *peer)
 	       (marks_of(peer) & MARK_READER || reader_unseen(set, peer));
 }
 
+struct file___before_6_13 {
+	atomic_long_t f_count;
+} __attribute__((preserve_access_index));
+
+/*
+ * The last descriptor of the socket is gone: sock_map_close() will take its psock at
+ * any moment.  A file_ref_t is negative then, an f_count 0.
+ */
+static __always_inline bool is_closing(struct file *file)
+{
+	struct file___before_6_13 *before = (void *)file;
+
+	if (!file)
+		return false; /* not accepted yet, or the kernel's own */
+	if (bpf_core_field_exists(before->f_count))
+		return !READ(before, f_count.counter);
+	return READ(file, f_ref.refcnt.counter) < 0;
+}
+
+/*
+ * TCP_ZEROCOPY_RECEIVE, which needs the socket mapped (tcp_mmap), takes from TCP's queue
+ * alone.  What waits fused must not be overtaken by it, so behind that goes no TCP byte.
+ */
+static __always_inline bool reader_maps(struct tcp_sock *peer, struct file *file)
+{
+	struct address_space *mapping = READ(file, f_mapping);
+
+	return READ(mapping, i_mmap.rb_root.rb_node) && no_fused_bytes(psock_of(peer));
+}
+
+static __always_inline struct file *file_of(struct tcp_sock *tp)
+{
+	struct socket *socket = READ(sk_of(tp), sk_socket);
+
+	return READ(socket, file);
+}
+
 /* Only in these states does plain TCP take bytes from send(). */
 static __always_inline bool can_send(struct tcp_sock *own)
 {
@@ -259,12 +296,30 @@ static __always_inline bool much_of_a_file(u32 size)
  * the ingress queue: it would hang, or read newer bytes first.  Entering
  * tcp_recvmsg() takes unread TCP bytes, and there are none now; so such a
  * reader holds the lock, or is in the wait queue, where it put itself before
- * it let go of the lock.  sleeps_in() tells it from one that sleeps for fused bytes.
+ * it let go of the lock.  sleeps_in() tells it from one that sleeps for fused bytes,
+ * and each of those holds a reference to the psock, which one in tcp_recvmsg() does not.
+ *
+ * A reader that is woken and finds nothing takes the lock before it leaves the queue, and
+ * enters it again before it lets go of the lock.  To be missed by two looks, each at the
+ * lock and then at the queue, it would have to be woken for nothing twice, and each time
+ * between the same two reads; nothing of this connection wakes it now.
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
+	u32 found = 0;
+
+	for (int look = 0; look < 2; look++) {
+		read_barrier(); /* copied_seq, or the queue of the first look */
+		if (READ(sk_of(peer), sk_lock.owned))
+			return true;
+		read_barrier();
+		found = waiters_of(address_of(peer), SLEEPS_FUSED);
+		if (found & WAITER_IN_TCP)
+			return true;
+	}
+	read_barrier();
 	return READ(sk_of(peer), sk_lock.owned) ||
-	       waiters_of(address_of(peer), SLEEPS_FUSED) & WAITER_IN_TCP;
+	       references(psock_of(peer)) < 1 + HARMLESS_ONES(found);
 }
 
 /*
@@ -388,7 +443,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 
 	if (READ(peer, inet_conn.icsk_ulp_ops))
 		return OUTCOME(tcp_socket_state);
-	if (reader_wants_tcp(peer))
+	if (reader_wants_tcp(peer) || kernel_reads(peer) ||
+	    reader_maps(peer, file_of(peer)))
 		return OUTCOME(tcp_socket_option);
 	if (reader_guarded(peer))
 		return OUTCOME(tcp_guarded);
@@ -409,49 +465,78 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 	return FUSED;
 }
 
+/*
+ * Several readers that sleep on one socket: one may be woken by TCP bytes that another
+ * takes, go on into tcp_recvmsg() all the same, unseen on its way, and stay there.
+ */
+#define SEVERAL 2
+
+static __always_inline bool several_readers(struct tcp_sock *peer, u32 found)
+{
+	return SLEEPERS(found) >= SEVERAL &&
+	       HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
+}
+
 static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
 				 struct tcp_sock *peer, struct direction *direction)
 {
 	struct settings *set = array_value(&fuse_settings);
-	u32 outcome = speaks_against(msg, own, peer, direction);
+	u32 outcome = speaks_against(msg, own, peer, direction), found;
 
 	if (outcome == FUSED)
 		return FUSED;
 	if (!direction)
 		direction = direction_of(msg);
 	if (direction) {
+		found = waiters(peer);
 		direction->peer = peer;
 		if (set && !nothing_fused(set, peer))
-			direction->seam |=
-				!!(waiters(peer) & (WAITER_EDGE | WAITER_LATER));
+			direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
+		if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, found))
+			direction->leaving = 1;
 	}
 	return outcome;
 }
 
 /*
- * Is the sender itself still in the map?  unfuse() of the other end may have taken it
- * out just as it came here; its first redirect could then not be taken back.
+ * Is no message of this end under way, between its verdict and the peer's queue?
+ *
+ * tcp_bpf_sendmsg() holds a reference to the sender's psock from before the verdict until
+ * the message is in the peer's queue.  It took that before it took the lock that is held
+ * now, so whoever is under way is counted.  Two references are the map's and that of the
+ * call that this runs for.  Each sleeper in tcp_bpf_recvmsg() has one as well, and enters
+ * and leaves the wait queue under the same lock.  Whatever else is inside, waiting for
+ * the lock perhaps, answers no, which is safe.
+ *
+ * direction->quiet keeps a yes until the next message is fused: no verdict falls
+ * without this program, so nobody gets under way in between.
  */
-static __always_inline bool may_return(struct tcp_sock *own)
+static __always_inline bool quiet(struct tcp_sock *own)
 {
-	struct list_head *links = &psock_of(own)->link;
+	u32 others = references(psock_of(own)) - 2, found;
 
-	return READ(links, next) != links;
+	if (!in_map(own))
+		return false;
+	if (!others)
+		return true;
+	found = waiters_of(address_of(own), SLEEPS_FUSED);
+	return others == HARMLESS_ONES(found);
 }
 
 /* The peer, to whom the message goes now; NULL if it is not in the map. */
 static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 						 struct tcp_sock *own)
 {
-	struct pair_key key = peer_key(own);
+	struct pair_key key;
 
-	if (bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) != SK_PASS)
+	if (!peer_key(own, &key) ||
+	    bpf_msg_redirect_hash(msg, &sock_ops_map, &key, BPF_F_INGRESS) != SK_PASS)
 		return NULL;
 	return (void *)READ((struct sk_msg *)msg, sk_redir);
 }
 
 /*
- * Takes a redirect back, of a sender that may_return().  The key is that of the map's
+ * Takes a redirect back, of a sender that is in_map().  The key is that of the map's
  * element: a guess at which end this is could name the socket of a stranger, whose TCP
  * would then send the message.
  */
@@ -543,15 +628,21 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 /*
  * A stream of small writes is TCP's, and so are files; and TCP is faster for a socket
  * in no map (by 2 to 4 times at 64 bytes).  Once either has lasted, both ends leave:
- * from now on nothing is fused, so that nothing is under way when bpf_contrack.bpf.c
- * takes them out.
+ * from now on nothing is fused behind what the reader has taken, so that
+ * bpf_contrack.bpf.c can seal the direction.
  */
 static __always_inline void count_streamed(struct direction *direction, u32 more)
 {
 	direction->streamed += more;
-	if (direction->streamed >= LEAVE_MESSAGES && direction->peer &&
-	    !direction->leaving_since)
-		direction->leaving_since = bpf_ktime_get_ns();
+	if (direction->streamed >= LEAVE_MESSAGES && direction->peer)
+		direction->leaving = 1;
+}
+
+/* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
+static __always_inline bool is_leaving(struct direction *direction)
+{
+	return direction->sealed ||
+	       (direction->leaving && no_fused_bytes(psock_of(direction->peer)));
 }
 
 static __always_inline void count_by_tcp(struct direction *direction, u32 size,
@@ -585,6 +676,17 @@ static __always_inline void count_fused(struct direction *direction, struct tcp_
 					       : 2 * SAMPLE;
 }
 
+/*
+ * The peer's psock goes when the peer closes; a send that then waits to deliver fails
+ * with EPIPE, where TCP's would not.  The descriptor goes some hundred ns before the
+ * psock, and this is the last that is asked.  What remains is the kernel's own window,
+ * from here to sk_psock_get() in tcp_bpf_sendmsg_redir().
+ */
+static __always_inline bool is_going(struct tcp_sock *peer)
+{
+	return is_closing(file_of(peer)) || !psock_of(peer);
+}
+
 SEC("sk_msg")
 int bpf_redir(struct sk_msg_md *msg)
 {
@@ -606,7 +708,7 @@ int bpf_redir(struct sk_msg_md *msg)
 		bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	outcome = writer_speaks_against(set, own);
-	if (!outcome && direction && direction->leaving_since)
+	if (!outcome && direction && is_leaving(direction))
 		outcome = OUTCOME(tcp_backlog_number);
 	if (outcome)
 		goto by_tcp;
@@ -617,7 +719,7 @@ int bpf_redir(struct sk_msg_md *msg)
 			goto by_tcp;
 	}
 
-	peer = may_return(own) ? redirect(msg, own) : NULL;
+	peer = in_map(own) ? redirect(msg, own) : NULL;
 	if (!peer) {
 		outcome = OUTCOME(tcp_peer_unknown);
 		goto by_tcp;
@@ -631,6 +733,15 @@ int bpf_redir(struct sk_msg_md *msg)
 			goto by_tcp;
 		}
 	}
+	if (msg->size >= BULK_BYTES && streams(own, peer) &&
+	    backlog_of(peer) > CACHE_BYTES)
+		gather(msg);
+	await_lock(peer);
+	if (is_going(peer)) {
+		outcome = OUTCOME(tcp_peer_unknown);
+		send_by_own_tcp(msg, own);
+		goto by_tcp;
+	}
 
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
@@ -640,21 +751,20 @@ int bpf_redir(struct sk_msg_md *msg)
 			direction->peer = peer;
 	}
 	if (direction) {
+		direction->quiet = 0;
 		direction->outcome = FUSED;
 		direction->fused_bytes += msg->size;
 		if (msg->size < BULK_BYTES)
 			count_fused(direction, own, peer);
 	}
-	if (msg->size >= BULK_BYTES && streams(own, peer) &&
-	    backlog_of(peer) > CACHE_BYTES)
-		gather(msg);
-	await_lock(peer);
 	return SK_PASS;
 
 by_tcp:
 	count(outcome);
 	direction = direction_of(msg);
 	if (direction) {
+		if (!direction->quiet)
+			direction->quiet = quiet(own);
 		direction->outcome = outcome;
 		count_by_tcp(direction, msg->size, outcome);
 	}

@@ -20,7 +20,7 @@
 #define PAGE_SIZE 4096
 #define EPOLLET (1U << 31)
 #define O_NONBLOCK 04000 /* but on alpha, mips, parisc and sparc */
-#define MAX_WAITERS 8
+#define MAX_WAITERS 16
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -67,6 +67,7 @@ struct settings {
 	u8 listed;  /* 1: only services whose ports are in fuse_ports; bpf_enter.h */
 	u8 refresh; /* seconds after which a message goes by TCP again; 0: never */
 	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
+	u8 sealed;	/* 1: fuse_sealed is to be looked at; set by bpf_contrack.bpf.c */
 };
 
 struct {
@@ -119,6 +120,19 @@ enum reason {
 	REASON_INTERRUPTED, /* a blocking recv answered EAGAIN */
 	REASON_ULP,	    /* TCP_ULP: kTLS */
 };
+
+/*
+ * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
+ * TCP alone from now on, and none of its fused messages is under way (seal() in
+ * bpf_contrack.bpf.c).  Such an end may leave the map.  One that was evicted stays in
+ * the map, which costs speed alone.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct pair_key);
+	__type(value, u8);
+} fuse_sealed SEC(".maps");
 
 /* One for each outcome, in messages or connections unless the name says bytes. */
 struct counters {
@@ -175,7 +189,10 @@ struct direction {
 	u64 sampled;  /* ktime of the last SAMPLE of small ones */
 	u8 seam;    /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
 	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
-	u64 leaving_since; /* ktime since which all goes by TCP, to leave the map; or 0 */
+	u8 leaving; /* is to leave the map: goes by TCP once nothing fused waits */
+	u8 quiet;   /* none of its messages is under way, quiet() in bpf_redirect.bpf.c */
+	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
+	int disconnects;   /* sk_disconnects when the socket entered the map */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* the three as the application had set them */
 	int keepidle;
@@ -277,18 +294,69 @@ static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock 
 	return set->careful && !(marks_of(peer) & MARK_PLAIN);
 }
 
-/* NULL if the socket was never in a map.  The low bits are SK_USER_DATA_PTRMASK. */
+/* Bits below the pointer in sk_user_data; a psock has the first and not the second. */
+#define SK_USER_DATA_NOCOPY 1ULL
+#define SK_USER_DATA_BPF 2ULL
+#define SK_USER_DATA_BITS 7ULL
+
+/*
+ * NULL if the socket is in no map.  A reader inside the kernel (iSCSI, say) keeps a bare
+ * pointer of its own there, over that to the psock if there was one.
+ */
 static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
 {
-	return (void *)((u64)READ(sk_of(tp), sk_user_data) & ~7ULL);
+	u64 data = (u64)READ(sk_of(tp), sk_user_data);
+
+	if ((data & (SK_USER_DATA_NOCOPY | SK_USER_DATA_BPF)) != SK_USER_DATA_NOCOPY)
+		return NULL;
+	return (void *)(data & ~SK_USER_DATA_BITS);
 }
 
-/* Nothing fused waits for this end's reader. */
+/* Nothing fused waits for the reader of this psock, which may be NULL. */
 static __always_inline bool no_fused_bytes(struct sk_psock *psock)
 {
 	struct list_head *head = &psock->ingress_msg;
 
-	return READ(head, next) == head;
+	return !psock || READ(head, next) == head;
+}
+
+/* The map's reference, and one of each call that is inside the socket's psock. */
+static __always_inline u32 references(struct sk_psock *psock)
+{
+	return READ(psock, refcnt.refs.counter);
+}
+
+/*
+ * Is this end still in the map?  It leaves under its own lock alone, so whoever holds
+ * that may rely on the answer.
+ */
+static __always_inline bool in_map(struct tcp_sock *own)
+{
+	struct sk_psock *psock = psock_of(own);
+	struct list_head *links = &psock->link;
+
+	return psock && READ(links, next) != links;
+}
+
+/* The kernel itself reads, and takes EAGAIN for an error (nbd, usbip). */
+static __always_inline bool kernel_reads(struct tcp_sock *tp)
+{
+	return bpf_core_field_exists(struct sock, sk_use_task_frag) &&
+	       !READ(sk_of(tp), sk_use_task_frag);
+}
+
+/*
+ * What was read before it was read before what is read after it.  x86 keeps loads in
+ * order anyway; arm64 does not.
+ */
+static __always_inline void read_barrier(void)
+{
+#ifndef OLD_LOADER /* there bpf_probe_read_kernel() reads, on x86 */
+	u64 word = 0;
+
+	__sync_fetch_and_add(&word, 1);
+	asm volatile("" : : "r"(&word) : "memory");
+#endif
 }
 
 /* For such a reader; one that was fused to before --careful may have bytes waiting. */
@@ -299,7 +367,7 @@ static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock 
 	if (!reader_unseen(set, tp))
 		return false;
 	psock = psock_of(tp);
-	return !psock || no_fused_bytes(psock);
+	return no_fused_bytes(psock);
 }
 
 static __always_inline bool never_waits(struct tcp_sock *peer)
@@ -319,12 +387,17 @@ extern const void tcp_splice_read __ksym __weak;
 extern const void tcp_bpf_recvmsg __ksym __weak;
 extern const void inet_stream_connect __ksym __weak;
 extern const void __inet_stream_connect __ksym __weak;
-/* Waits of epoll, for as long as the socket is in its set. */
+/* Waits of epoll, for as long as the socket is in its set, and of io_uring. */
 extern const void ep_poll_callback __ksym __weak;
+extern const void io_poll_wake __ksym __weak;
 
-#define WAITER_IN_TCP 1 /* may sleep inside tcp_recvmsg() */
-#define WAITER_EDGE 2	/* an edge-triggered epoll */
-#define WAITER_LATER 4	/* none yet: not accepted, or O_NONBLOCK and not polled */
+#define WAITER_IN_TCP 1	 /* may sleep inside tcp_recvmsg() */
+#define WAITER_EDGE 2	 /* is told once of what there is: told_once() */
+#define WAITER_LATER 4	 /* none yet: not accepted, or O_NONBLOCK and not polled */
+#define SLEEPER 0x100	 /* for each that sleeps in a call on the socket, and */
+#define HARMLESS 0x10000 /* for each of those that sleeps harmlessly */
+#define SLEEPERS(found) ((found) / SLEEPER % (HARMLESS / SLEEPER))
+#define HARMLESS_ONES(found) ((found) / HARMLESS)
 
 #define SLEEPS_IN_TCP 1
 #define SLEEPS_FUSED 2
@@ -389,6 +462,27 @@ __weak u32 sleeps_in(u64 waiter)
 }
 
 /*
+ * Does this waiter of epoll or io_uring learn of what there is only once?  An
+ * edge-triggered epoll does, and one that is itself in the set of another epoll may.
+ * Of io_uring a multishot poll does.
+ */
+static __always_inline bool told_once(struct wait_queue_entry *waiter, const void *func)
+{
+	struct eppoll_entry *entry =
+		(void *)waiter - bpf_core_field_offset(struct eppoll_entry, wait);
+	struct list_head *outer;
+	struct epitem *item;
+
+	if (func != &ep_poll_callback)
+		return &io_poll_wake && func == &io_poll_wake;
+	item = READ(entry, base);
+	if (READ(item, event.events) & EPOLLET)
+		return true;
+	outer = &READ(item, ep)->poll_wait.head;
+	return READ(outer, next) != outer;
+}
+
+/*
  * Who waits in the peer's wait queue; epoll does while it watches the socket.
  * harmless: 0, or the SLEEPS_... that is none inside TCP, which takes a closer look.
  * A global function: the verifier walks through its loop once, and not for every way
@@ -399,17 +493,22 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 	struct tcp_sock *peer = (void *)address;
 	struct socket *socket = READ(sk_of(peer), sk_socket);
 	struct file *file = READ(socket, file);
-	struct list_head *head, *pos;
-	u32 found = 0;
+	struct socket_wq *queue;
+	struct list_head *head, *pos, *last;
+	u32 found, once = 0, left = 0;
 
 	if (!socket)
 		return WAITER_LATER;
-	head = &READ(sk_of(peer), sk_wq)->wait.head;
+	queue = READ(sk_of(peer), sk_wq);
+	if (READ(queue, fasync_list)) /* O_ASYNC: a signal for each edge */
+		once = WAITER_EDGE;
+	head = &queue->wait.head;
 	pos = READ(head, next);
 	if (pos == head)
-		return READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
+		return once ?: READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
 	if (!&woken_wake_function || !&ep_poll_callback)
 		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
+	found = once;
 	for (int i = 0; i < MAX_WAITERS; i++) {
 		struct wait_queue_entry *waiter;
 		const void *func;
@@ -418,22 +517,25 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 			 bpf_core_field_offset(struct wait_queue_entry, entry);
 		func = (const void *)READ(waiter, func);
 		if (func == &woken_wake_function) {
-			if (!harmless || sleeps_in(address_of(waiter)) != harmless)
+			found += SLEEPER;
+			if (harmless && sleeps_in(address_of(waiter)) == harmless)
+				found += HARMLESS;
+			else
 				found |= WAITER_IN_TCP;
-		} else if (func == &ep_poll_callback) {
-			struct eppoll_entry *entry =
-				(void *)waiter -
-				bpf_core_field_offset(struct eppoll_entry, wait);
-			struct epitem *item = READ(entry, base);
-
-			if (READ(item, event.events) & EPOLLET)
-				found |= WAITER_EDGE;
+		} else if (told_once(waiter, func)) {
+			found |= WAITER_EDGE;
 		}
+		last = pos;
 		pos = READ(pos, next);
+		if (pos == last || !pos) { /* it has just left the queue: once more */
+			left = WAITER_IN_TCP;
+			pos = READ(head, next);
+			found = once;
+		}
 		if (pos == head)
 			return found;
 	}
-	return found | WAITER_IN_TCP; /* many, or one that is leaving */
+	return found | (left ?: WAITER_IN_TCP | WAITER_EDGE); /* many */
 }
 
 static __always_inline u32 waiters(struct tcp_sock *peer)
@@ -515,16 +617,21 @@ static __always_inline struct pair_key peer_key_of(struct tcp_sock *tp, bool con
 	return key;
 }
 
-/* The same; where it matters which end it is, of a socket that is in the map. */
-static __always_inline struct pair_key peer_key(struct tcp_sock *tp)
+/*
+ * The same; where it matters which end it is, of a socket that is in the map.  False: it
+ * is not.
+ */
+static __always_inline bool peer_key(struct tcp_sock *tp, struct pair_key *key)
 {
-	struct pair_key stored = {}, key = isns_of(tp);
+	struct pair_key stored;
 
-	if (!both_ends_loopback(tp)) {
-		stored_key(tp, &stored);
-		key.netns = stored.netns == CONNECTED ? ACCEPTED : CONNECTED;
-	}
-	return key;
+	*key = isns_of(tp);
+	if (both_ends_loopback(tp))
+		return true;
+	if (!stored_key(tp, &stored))
+		return false;
+	key->netns = stored.netns == CONNECTED ? ACCEPTED : CONNECTED;
+	return true;
 }
 
 /* The key under which the socket itself is stored: its peer's view. */

@@ -107,8 +107,9 @@ static __always_inline void print_socket(struct seq_file *seq, struct tcp_sock *
 	struct sock_common *common = &sk_of(tp)->__sk_common;
 	struct sk_psock *psock = psock_of(tp);
 	struct direction direction = direction_of(tp);
-	struct pair_key peer = peer_key(tp);
+	struct pair_key peer;
 
+	peer_key(tp, &peer); /* of a socket that has just left the map no end finds it */
 	print_end(seq, common->skc_family, common->skc_rcv_saddr,
 		  &common->skc_v6_rcv_saddr, common->skc_num);
 	print_end(seq, common->skc_family, common->skc_daddr, &common->skc_v6_daddr,
