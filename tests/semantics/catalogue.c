@@ -89,6 +89,7 @@ static const char *error_name(int error)
 		return #e
 		NAME(EAGAIN);
 		NAME(EINTR);
+		NAME(EIO);
 		NAME(EPIPE);
 		NAME(ECONNRESET);
 		NAME(ECONNABORTED);
@@ -945,6 +946,126 @@ static void sigurg(int a, int b)
 	say("SIGURG %s", signals ? "came" : "did not come");
 }
 
+/* ---- a change from fused to TCP, and readers that wait for an edge ---- */
+
+#define EDGE_ROOM 65536 /* more than waits for such a reader here */
+#define EDGE_MS 2500	/* an edge that has not come by then never comes */
+
+/* So many bytes wait that the last message goes by TCP. */
+static size_t send_past_backlog(int b)
+{
+	size_t sent = 0;
+
+	for (int i = 0; i < 3; i++)
+		sent += send(b, page + sent, 11000, MSG_NOSIGNAL);
+	return sent + send(b, page + sent, 4, MSG_NOSIGNAL);
+}
+
+/* An option of the writer has the second message go by TCP. */
+static size_t send_past_option(int b)
+{
+	size_t sent = send(b, page, 2, MSG_NOSIGNAL);
+
+	set_int(b, SOL_SOCKET, SO_ZEROCOPY, 1);
+	return sent + send(b, page + 2, 2, MSG_NOSIGNAL);
+}
+
+static size_t (*const seams[])(int b) = { send_past_backlog, send_past_option };
+
+/* One recv, whose short count is taken for the end of what is there. */
+static size_t read_once(int fd, char *bytes)
+{
+	ssize_t n = recv(fd, bytes, EDGE_ROOM, MSG_DONTWAIT);
+
+	return n < 0 ? 0 : n;
+}
+
+/*
+ * Each seam once: writes all, then reads at each edge that waits() tells of, until
+ * all is there or no edge comes.
+ */
+static void read_at_edges(int a, int b, bool (*waits)(void))
+{
+	static char bytes[2 * EDGE_ROOM];
+
+	for (size_t i = 0; i < sizeof(seams) / sizeof(*seams); i++) {
+		size_t got = 0, sent = seams[i](b);
+
+		settle();
+		while (got < sent && waits())
+			got += read_once(a, bytes + got);
+		say("read %zu of %zu%s", got, sent,
+		    memcmp(bytes, page, got) ? ", differs" : "");
+	}
+}
+
+static int edge_fd, inner_fd;
+
+static bool edge_comes(void)
+{
+	struct epoll_event e;
+
+	return epoll_wait(edge_fd, &e, 1, EDGE_MS) == 1;
+}
+
+static void epoll_edge_seam(int a, int b)
+{
+	edge_fd = epoll_on(a, EPOLLIN | EPOLLET);
+	read_at_edges(a, b, edge_comes);
+}
+
+/* The outer epoll tells of an edge; then the inner, level-triggered one is asked once. */
+static bool nested_edge_comes(void)
+{
+	struct epoll_event e;
+
+	return epoll_wait(edge_fd, &e, 1, EDGE_MS) == 1 &&
+	       epoll_wait(inner_fd, &e, 1, 0) == 1;
+}
+
+static void epoll_nested_seam(int a, int b)
+{
+	inner_fd = epoll_on(a, EPOLLIN);
+	edge_fd = epoll_on(inner_fd, EPOLLIN | EPOLLET);
+	read_at_edges(a, b, nested_edge_comes);
+}
+
+static sigset_t edge_signal;
+
+/* All that are queued are one edge. */
+static bool signal_comes(void)
+{
+	struct timespec wait = { EDGE_MS / 1000, EDGE_MS % 1000 * 1000000L },
+			none = { 0 };
+
+	if (sigtimedwait(&edge_signal, NULL, &wait) < 0)
+		return false;
+	while (sigtimedwait(&edge_signal, NULL, &none) > 0)
+		;
+	return true;
+}
+
+static void sigio_reader(int a, int b, int flags)
+{
+	sigemptyset(&edge_signal);
+	sigaddset(&edge_signal, SIGRTMIN);
+	sigprocmask(SIG_BLOCK, &edge_signal, NULL);
+	fcntl(a, F_SETOWN, getpid());
+	fcntl(a, F_SETSIG, SIGRTMIN);
+	fcntl(a, F_SETFL, O_ASYNC | flags);
+	read_at_edges(a, b, signal_comes);
+}
+
+static void sigio_seam(int a, int b)
+{
+	sigio_reader(a, b, 0);
+}
+
+static void sigio_seam_nonblocking(int a, int b)
+{
+	sigio_reader(a, b, O_NONBLOCK);
+}
+
 /* ---- io_uring ---- */
 
 struct ring {
@@ -1085,6 +1206,33 @@ static void uring_poll_multishot(int a, int b)
 	}
 }
 
+static struct ring edge_ring;
+
+/* All completions that are there are one edge. */
+static bool completion_comes(void)
+{
+	struct pollfd p = { .fd = edge_ring.fd, .events = POLLIN };
+
+	if (poll(&p, 1, EDGE_MS) != 1)
+		return false;
+	while (*edge_ring.cq_head != __atomic_load_n(edge_ring.cq_tail, __ATOMIC_ACQUIRE))
+		ring_wait(&edge_ring);
+	return true;
+}
+
+static void uring_poll_seam(int a, int b)
+{
+	if (ring_open(&edge_ring)) {
+		result("io_uring_setup", -1);
+		return;
+	}
+	ring_submit(&edge_ring, (struct io_uring_sqe){ .opcode = IORING_OP_POLL_ADD,
+						       .fd = a,
+						       .len = IORING_POLL_ADD_MULTI,
+						       .poll32_events = POLLIN });
+	read_at_edges(a, b, completion_comes);
+}
+
 /* IORING_RECV_MULTISHOT with a provided buffer group. */
 static void uring_recv_multishot(int a, int b)
 {
@@ -1153,6 +1301,110 @@ static void splice_from_socket_waits(int a, int b)
 	result("splice", splice(a, NULL, p[1], NULL, 5, 0));
 }
 
+/* Reads from fd by splice until it waits, ends or fails, and says what came. */
+static void splice_all(int fd, int flags)
+{
+	static char bytes[1 << 20];
+	size_t got = 0;
+	ssize_t n;
+	int p[2];
+
+	if (pipe(p))
+		return;
+	while ((n = splice(fd, NULL, p[1], NULL, 65536, flags)) > 0)
+		for (ssize_t done = 0, part; done < n; done += part) {
+			part = read(p[0], bytes + got, n - done);
+			if (part <= 0)
+				return;
+			got += part;
+		}
+	say("spliced %zu%s", got, memcmp(bytes, page, got) ? ", differs" : "");
+	result("splice", n);
+	close(p[0]);
+	close(p[1]);
+}
+
+/* What splice leaves, recv finds. */
+static void splice_then_recv(int a)
+{
+	static char bytes[1 << 18];
+	size_t got = 0;
+	ssize_t n;
+
+	splice_all(a, SPLICE_F_NONBLOCK);
+	while ((n = recv(a, bytes + got, sizeof(bytes) - got, MSG_DONTWAIT)) > 0)
+		got += n;
+	say("left %zu", got);
+}
+
+static void splice_after_close(int a, int b)
+{
+	put(b, "abc");
+	close(b);
+	settle();
+	splice_all(a, 0);
+	get_now(a);
+}
+
+static void splice_after_shutdown(int a, int b)
+{
+	put(b, "abc");
+	shutdown(b, SHUT_WR);
+	settle();
+	splice_all(a, 0);
+	get_now(a);
+}
+
+static void splice_nonblocking(int a, int b)
+{
+	fcntl(a, F_SETFL, O_NONBLOCK);
+	result("send", send(b, page, 5, 0));
+	settle();
+	splice_then_recv(a);
+}
+
+static void splice_nonblocking_large(int a, int b)
+{
+	fcntl(a, F_SETFL, O_NONBLOCK);
+	for (int i = 0; i < 4; i++)
+		result("send", send(b, page + i * 50000, 50000, 0));
+	settle();
+	splice_then_recv(a);
+}
+
+static void splice_at_edges(int a, int b, size_t (*write_all)(int))
+{
+	edge_fd = epoll_on(a, EPOLLIN | EPOLLET);
+	fcntl(a, F_SETFL, O_NONBLOCK);
+	say("sent %zu", write_all(b));
+	settle();
+	say("edge %d", edge_comes());
+	splice_then_recv(a);
+}
+
+static size_t send_five(int b)
+{
+	return send(b, page, 5, MSG_NOSIGNAL);
+}
+
+static void splice_at_edge(int a, int b)
+{
+	splice_at_edges(a, b, send_five);
+}
+
+static void splice_at_edge_seam(int a, int b)
+{
+	splice_at_edges(a, b, send_past_backlog);
+}
+
+static void splice_at_seam(int a, int b)
+{
+	fcntl(a, F_SETFL, O_NONBLOCK);
+	say("sent %zu", send_past_option(b));
+	settle();
+	splice_then_recv(a);
+}
+
 static void splice_to_socket(int a, int b)
 {
 	int p[2];
@@ -1214,6 +1466,149 @@ static void zerocopy_not_enabled(int a, int b)
 	say("read %d", drain(a, 4096));
 	settle();
 	get_with_control(b, MSG_ERRQUEUE | MSG_DONTWAIT);
+}
+
+#define MAPPED 65536
+
+/* Maps a socket for TCP_ZEROCOPY_RECEIVE; false: this kernel cannot. */
+static void *map_socket(int fd)
+{
+	void *at = mmap(NULL, MAPPED, PROT_READ, MAP_SHARED, fd, 0);
+
+	if (at == MAP_FAILED)
+		result("mmap", -1);
+	return at;
+}
+
+/* Fewer bytes than a page are copied; map may be NULL then. */
+static void get_zerocopy(int fd, void *map)
+{
+	char bytes[256] = "";
+	struct tcp_zerocopy_receive z = { .address = (unsigned long)map,
+					  .length = map ? MAPPED : 0,
+					  .copybuf_address = (unsigned long)bytes,
+					  .copybuf_len = sizeof(bytes) };
+	socklen_t length = sizeof(z);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &z, &length))
+		result("zerocopy", -1);
+	else
+		say("zerocopy: \"%.*s\"", z.copybuf_len > 0 ? z.copybuf_len : 0, bytes);
+}
+
+/* Two messages, the second by TCP. */
+static void send_old_and_new(int b)
+{
+	put(b, "old");
+	set_int(b, SOL_SOCKET, SO_ZEROCOPY, 1);
+	put(b, "new");
+	settle();
+}
+
+/* Mapped before its first byte comes, as a program does that reads so. */
+static void *mapped_pair(int *a, int *b)
+{
+	void *map;
+
+	if (connect_pair(a, b, 0)) {
+		say("no connection");
+		_exit(1);
+	}
+	map = map_socket(*a);
+	exchange(*a, *b);
+	return map;
+}
+
+static void zerocopy_receive(int a, int b)
+{
+	void *map = mapped_pair(&a, &b);
+
+	put(b, "hello");
+	settle();
+	get_zerocopy(a, map);
+	get_now(a);
+	put(b, "ab");
+	put(b, "cd");
+	settle();
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+static void zerocopy_receive_then_recv(int a, int b)
+{
+	void *map = mapped_pair(&a, &b);
+
+	put(b, "ab");
+	settle();
+	get(a, 1, 0);
+	get_zerocopy(a, map);
+	put(b, "cd");
+	get(a, 100, 0);
+	get_zerocopy(a, map);
+}
+
+static void zerocopy_receive_at_seam(int a, int b)
+{
+	void *map = mapped_pair(&a, &b);
+
+	send_old_and_new(b);
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+static void zerocopy_receive_ends(int a, int b)
+{
+	void *map = mapped_pair(&a, &b);
+
+	put(b, "hello");
+	close(b);
+	settle();
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+/* What came before was fused and has been read. */
+static void zerocopy_receive_mapped_in_silence(int a, int b)
+{
+	void *map = map_socket(a);
+
+	put(b, "hello");
+	settle();
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+/* Bytes wait. */
+static void zerocopy_receive_mapped_behind_bytes(int a, int b)
+{
+	void *map;
+
+	put(b, "hello");
+	settle();
+	map = map_socket(a);
+	get_zerocopy(a, map);
+	get_now(a);
+	put(b, "ab");
+	settle();
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+static void zerocopy_receive_mapped_at_seam(int a, int b)
+{
+	void *map;
+
+	send_old_and_new(b);
+	map = map_socket(a);
+	get_zerocopy(a, map);
+	get_now(a);
+}
+
+static void zerocopy_receive_not_mapped(int a, int b)
+{
+	send_old_and_new(b);
+	get_zerocopy(a, NULL);
+	get_now(a);
 }
 
 /* ---- sending ---- */
@@ -1466,6 +1861,56 @@ static void send_after_peer_closed(int a, int b)
 	get_now(b);
 }
 
+/* What the sender is told before the close, by its first send after it, and then. */
+static void send_thrice(int a, int b, void (*close_it)(int))
+{
+	put(b, "ab");
+	get(a, 100, 0);
+	close_it(a);
+	put(b, "cd");
+	put(b, "ef");
+	get_now(b);
+	get_now(b);
+}
+
+static void close_plainly(int fd)
+{
+	close(fd);
+}
+
+static void close_after_half(int fd)
+{
+	shutdown(fd, SHUT_WR);
+	close(fd);
+}
+
+static void sends_about_close(int a, int b)
+{
+	send_thrice(a, b, close_plainly);
+}
+
+static void sends_about_half_close(int a, int b)
+{
+	send_thrice(a, b, close_after_half);
+}
+
+static void sends_about_reset(int a, int b)
+{
+	send_thrice(a, b, reset_hard);
+}
+
+/* The close comes while send waits for room. */
+static void close_at_blocked_send(int a, int b)
+{
+	while (fill(b))
+		settle(); /* what is acknowledged late makes room again */
+	later(100, reset_hard, a);
+	close(a); /* the other process has it still */
+	result("send", send(b, "ab", 2, MSG_NOSIGNAL));
+	put(b, "cd");
+	get_now(b);
+}
+
 static void send_after_shutdown(int a, int b)
 {
 	on_signal(SIGPIPE, 0);
@@ -1705,6 +2150,64 @@ static void several_readers(int a, int b)
 		if (wait(&status) > 0 && WIFEXITED(status) && !WEXITSTATUS(status))
 			good++;
 	say("readers with one message each: %d", good);
+}
+
+#define READERS 3
+#define READS 3
+
+static struct reading_thread {
+	pthread_t thread;
+	int fd, good;
+} reading[READERS];
+
+/* READS messages of two bytes; EAGAIN is told by recv_woken_without_bytes. */
+static void *read_messages(void *argument)
+{
+	struct reading_thread *r = argument;
+	char c[8];
+	ssize_t n;
+
+	for (int i = 0; i<READS; i += n> 0) {
+		n = recv(r->fd, c, sizeof(c), 0);
+		if (!n || (n < 0 && errno != EAGAIN))
+			break;
+		r->good += n == 2 && !memcmp(c, "cd", 2);
+	}
+	return NULL;
+}
+
+/* Threads that block in recv on one socket; the middle READERS messages go by TCP if
+ * asked. */
+static void threads_read(int a, int b, bool fall_back)
+{
+	int good = 0;
+
+	for (int i = 0; i < READERS; i++) {
+		reading[i].fd = a;
+		pthread_create(&reading[i].thread, NULL, read_messages, &reading[i]);
+	}
+	settle();
+	for (int i = 0; i < READERS * READS; i++) {
+		if (fall_back && i % READERS == 0)
+			set_int(b, SOL_SOCKET, SO_ZEROCOPY, i / READERS == 1);
+		send_cd(b);
+		usleep(50000);
+	}
+	for (int i = 0; i < READERS; i++) {
+		pthread_join(reading[i].thread, NULL);
+		good += reading[i].good;
+	}
+	say("threads with their messages: %d of %d", good, READERS * READS);
+}
+
+static void threads_read_fused(int a, int b)
+{
+	threads_read(a, b, false);
+}
+
+static void threads_read_after_fallback(int a, int b)
+{
+	threads_read(a, b, true);
 }
 
 static void several_writers(int a, int b)
@@ -2000,6 +2503,67 @@ static void connection_refused(int a, int b)
 	(void)b;
 }
 
+/* Connects a again after a refusal.  The end b has answered when this returns. */
+static void connect_after_refusal(int *a, int *b)
+{
+	struct sockaddr_storage address;
+	socklen_t length;
+
+	local(&address, &length);
+	((struct sockaddr_in *)&address)->sin_port = htons(1);
+	*a = socket(AF_INET, SOCK_STREAM, 0);
+	result("connect", connect(*a, (void *)&address, length));
+	*b = accept(dial(a), NULL, NULL);
+	exchange(*a, *b);
+}
+
+static void refused_then_connected(int a, int b)
+{
+	connect_after_refusal(&a, &b);
+	put(b, "hello");
+	get(a, 100, 0);
+	put(a, "ab");
+	get(b, 100, 0);
+}
+
+/* Bytes are unread as the connection ends by FIN. */
+static void refused_then_half_close(int a, int b)
+{
+	connect_after_refusal(&a, &b);
+	shutdown(a, SHUT_WR);
+	get(b, 100, 0);
+	put(b, "hello");
+	close(b);
+	settle();
+	get_now(a);
+	get_now(a);
+}
+
+static void refused_then_reset(int a, int b)
+{
+	connect_after_refusal(&a, &b);
+	put(b, "hello");
+	settle();
+	reset_hard(b);
+	settle();
+	get_now(a);
+	get_now(a);
+}
+
+/*
+ * Bytes that a writer can send before it would wait, between two powers of two: how
+ * TCP's buffers grow is not the same each time.
+ */
+static void room_for_writer(int a, int b)
+{
+	size_t filled = fill(b), low = 1;
+
+	while (low * 2 <= filled >> 20)
+		low *= 2;
+	say("%zu to %zu MB, then %s", low, low * 2, error_name(errno));
+	say("all read: %d", drain(a, filled));
+}
+
 /* ---- time passes ---- */
 
 static void keepalive(int a, int b)
@@ -2052,10 +2616,11 @@ static void killed_by_ss(int a, int b)
 		name, { __VA_ARGS__ }, 0                                                 \
 	}
 #define PAIR(f) VARIANTS(#f, f)
-#define OWN(f)                                                                           \
+#define OWN_VARIANTS(name, ...)                                                          \
 	{                                                                                \
-#f, { f }, 1                                                             \
+		name, { __VA_ARGS__ }, 1                                                 \
 	}
+#define OWN(f) OWN_VARIANTS(#f, f)
 
 /* A behaviour in some variants, each on a connection of its own. */
 static const struct behaviour {
@@ -2093,6 +2658,7 @@ static const struct behaviour {
 	PAIR(sndtimeo),
 	PAIR(full_and_drained),
 	PAIR(blocked_send_resumes),
+	PAIR(room_for_writer),
 	PAIR(small_receive_buffer),
 	PAIR(small_send_buffer),
 	PAIR(fionread),
@@ -2108,19 +2674,33 @@ static const struct behaviour {
 	PAIR(poll_wakes_waiter),
 	PAIR(poll_hangup),
 	PAIR(sigio),
+	PAIR(epoll_edge_seam),
+	PAIR(epoll_nested_seam),
+	VARIANTS("sigio_seam", sigio_seam, sigio_seam_nonblocking),
 	VARIANTS("oob", oob, sigurg),
 	PAIR(oob_inline),
 	PAIR(uring_recv_waits),
 	PAIR(uring_recv_ready),
 	PAIR(uring_send),
 	PAIR(uring_poll_multishot),
+	PAIR(uring_poll_seam),
 	PAIR(uring_recv_multishot),
 	VARIANTS("splice_from_socket", splice_from_socket, splice_from_socket_waits),
+	VARIANTS("splice_at_end", splice_after_close, splice_after_shutdown),
+	VARIANTS("splice_nonblocking", splice_nonblocking, splice_nonblocking_large,
+		 splice_at_edge),
+	VARIANTS("splice_at_seam", splice_at_seam, splice_at_edge_seam),
 	PAIR(splice_to_socket),
 	PAIR(sendfile_to_socket),
 	PAIR(sendfile_from_socket),
 	PAIR(zerocopy),
 	PAIR(zerocopy_not_enabled),
+	OWN_VARIANTS("zerocopy_receive", zerocopy_receive, zerocopy_receive_then_recv,
+		     zerocopy_receive_at_seam, zerocopy_receive_ends),
+	PAIR(zerocopy_receive_mapped_in_silence),
+	VARIANTS("zerocopy_receive_mapped_behind_bytes",
+		 zerocopy_receive_mapped_behind_bytes, zerocopy_receive_mapped_at_seam,
+		 zerocopy_receive_not_mapped),
 	PAIR(msg_more),
 	PAIR(msg_more_alone),
 	PAIR(cork),
@@ -2142,6 +2722,9 @@ static const struct behaviour {
 	PAIR(reset_socket_error),
 	PAIR(close_wakes_reader),
 	PAIR(send_after_peer_closed),
+	VARIANTS("sends_about_close", sends_about_close, sends_about_half_close,
+		 close_at_blocked_send),
+	PAIR(sends_about_reset),
 	PAIR(send_after_shutdown),
 	PAIR(disconnect),
 	PAIR(disconnect_with_unread),
@@ -2153,6 +2736,7 @@ static const struct behaviour {
 	PAIR(fork_shares),
 	PAIR(fork_close_keeps_open),
 	PAIR(descriptor_passed),
+	VARIANTS("reading_threads", threads_read_fused, threads_read_after_fallback),
 	PAIR(several_writers),
 	PAIR(tcp_info_bytes),
 	PAIR(names),
@@ -2171,6 +2755,8 @@ static const struct behaviour {
 	OWN(connection_fast_open),
 	OWN(connection_reuseport),
 	OWN(connection_refused),
+	OWN_VARIANTS("connection_after_refusal", refused_then_connected,
+		     refused_then_half_close, refused_then_reset),
 	PAIR(keepalive),
 	PAIR(user_timeout),
 	PAIR(killed_by_ss),
