@@ -5,11 +5,14 @@
  * return must be the same on both.  If it is not, three times in a row, the
  * sequence is shrunk and printed with its SEED, and the exit code is 1.
  *
- * No call waits.  Loopback delivers within the call that sends, so results
- * seldom depend on time as long as the window is open: IN_FLIGHT bounds what
- * is unread.  Calls that tests/semantics/differences.tsv names are left
- * out: MSG_TRUNC, MSG_OOB, FIONREAD,
- * splice, closing with unread bytes.
+ * No call waits, but for an edge that ought to have come.  Loopback delivers
+ * within the call that sends, so results seldom depend on time as long as the
+ * window is open: IN_FLIGHT bounds what is unread.  Calls that
+ * tests/semantics/differences.tsv names are left out: MSG_TRUNC, MSG_OOB, FIONREAD,
+ * splice, closing with unread bytes, sends after a reset.
+ *
+ * Some connections begin with a refused connect, some have an end that is mapped for
+ * TCP_ZEROCOPY_RECEIVE, and some have ends in an edge-triggered epoll.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -17,11 +20,14 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -31,6 +37,25 @@
 
 #define SEQUENCE 100	/* calls on one connection */
 #define IN_FLIGHT 50000 /* bytes */
+#define MAPPED 65536	/* by an end that reads with TCP_ZEROCOPY_RECEIVE */
+#define EDGE_MS 1500	/* an edge that has not come by then never comes */
+
+/* How a connection begins: bits */
+#define REFUSED_FIRST 1
+#define MAP_0 2 /* this end; MAP_0 << 1 is the other */
+#define EDGE_0 8
+#define NESTED_0 32 /* the edge is of a level-triggered epoll inside */
+#define OPENINGS 128
+
+static const char *const beginnings[] = {
+	"a connect that is refused",
+	"end 0 is mapped",
+	"end 1 is mapped",
+	"end 0 is in an edge-triggered epoll",
+	"end 1 is in an edge-triggered epoll",
+	"end 0: of a level-triggered one inside",
+	"end 1: of a level-triggered one inside",
+};
 
 enum kind {
 	SEND,
@@ -40,6 +65,8 @@ enum kind {
 	WAITALL,
 	READV,
 	RECVMSG,
+	ZEROCOPY,
+	EDGE,
 	POLL,
 	ERROR,
 	LOWAT,
@@ -47,19 +74,33 @@ enum kind {
 	INQ,
 	SHUTDOWN,
 	CLOSE,
+	RESET,
 	KINDS
 };
 
 static const char *const names[KINDS] = {
-	"send",	       "writev",  "recv",     "recv MSG_PEEK", "recv MSG_WAITALL",
-	"readv",       "recvmsg", "poll",     "SO_ERROR",      "SO_RCVLOWAT",
-	"SO_PEEK_OFF", "TCP_INQ", "shutdown", "close",
+	"send",
+	"writev",
+	"recv",
+	"recv MSG_PEEK",
+	"recv MSG_WAITALL",
+	"readv",
+	"recvmsg",
+	"TCP_ZEROCOPY_RECEIVE",
+	"recv at edges",
+	"poll",
+	"SO_ERROR",
+	"SO_RCVLOWAT",
+	"SO_PEEK_OFF",
+	"TCP_INQ",
+	"shutdown",
+	"close",
+	"reset",
 };
 
 /* Of 1,000 calls */
-static const int weights[KINDS] = {
-	300, 60, 250, 60, 60, 60, 60, 100, 10, 12, 8, 8, 8, 4
-};
+static const int weights[KINDS] = { 300, 60, 200, 60, 50, 50, 50, 40, 80,
+				    59,	 9,  12,  8,  8,  8,  4,  2 };
 
 struct call {
 	enum kind kind;
@@ -74,6 +115,11 @@ struct outcome {
 
 struct connection {
 	int fd[2];
+	int edges[2]; /* epoll, or -1 */
+	int inner[2]; /* the epoll inside edges, or -1 */
+	int lowat[2];
+	void *map[2];	  /* or NULL */
+	bool reset;	  /* an end was closed so */
 	int unread[2];	  /* bytes on the way to this end */
 	uint64_t next[2]; /* number of the next byte that this end sends */
 };
@@ -109,14 +155,67 @@ static void fail(const char *what)
 	exit(2);
 }
 
+static int epoll_on(int fd, unsigned int events)
+{
+	struct epoll_event e = { .events = events };
+	int epoll_fd = epoll_create1(0);
+
+	if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &e))
+		fail("fuzz: epoll");
+	return epoll_fd;
+}
+
+/* How the connections of this sequence begin. */
+static int opening;
+
+static void open_end(struct connection *c, int end)
+{
+	int one = 1, fd = c->fd[end];
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (opening & MAP_0 << end) {
+		c->map[end] = mmap(NULL, MAPPED, PROT_READ, MAP_SHARED, fd, 0);
+		if (c->map[end] == MAP_FAILED)
+			fail("fuzz: mmap");
+	}
+	c->lowat[end] = 1;
+	c->edges[end] = c->inner[end] = -1;
+	if (!(opening & EDGE_0 << end))
+		return;
+	if (opening & NESTED_0 << end)
+		fd = c->inner[end] = epoll_on(fd, EPOLLIN);
+	c->edges[end] = epoll_on(fd, EPOLLIN | EPOLLET);
+}
+
+static void close_connection(struct connection *c)
+{
+	for (int i = 0; i < 2; i++) {
+		if (c->map[i])
+			munmap(c->map[i], MAPPED);
+		if (c->edges[i] >= 0)
+			close(c->edges[i]);
+		if (c->inner[i] >= 0)
+			close(c->inner[i]);
+		if (c->fd[i] >= 0)
+			close(c->fd[i]);
+	}
+}
+
 static void open_connection(struct connection *c, struct in_addr address)
 {
 	struct sockaddr_in name = { .sin_family = AF_INET, .sin_addr = address };
-	int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+	struct sockaddr_in refuses = { .sin_family = AF_INET,
+				       .sin_addr = address,
+				       .sin_port = htons(1) };
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	socklen_t length = sizeof(name);
 
 	memset(c, 0, sizeof(*c));
 	c->fd[0] = socket(AF_INET, SOCK_STREAM, 0);
+	if (opening & REFUSED_FIRST &&
+	    (!connect(c->fd[0], (void *)&refuses, sizeof(refuses)) ||
+	     errno != ECONNREFUSED))
+		fail("fuzz: a connect that ought to be refused");
 	if (bind(listener, (void *)&name, length) || listen(listener, 1) ||
 	    getsockname(listener, (void *)&name, &length) ||
 	    connect(c->fd[0], (void *)&name, length) ||
@@ -124,7 +223,7 @@ static void open_connection(struct connection *c, struct in_addr address)
 		fail("fuzz: connect");
 	close(listener);
 	for (int i = 0; i < 2; i++)
-		setsockopt(c->fd[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		open_end(c, i);
 }
 
 /* FNV-1a */
@@ -221,6 +320,86 @@ static struct outcome receive_bytes(struct connection *c, struct call call)
 	return o;
 }
 
+/* All that is unread is copied, where the buffer has room for it. */
+static ssize_t receive_zerocopy(int fd, void *map)
+{
+	struct tcp_zerocopy_receive z = { .address = (unsigned long)map,
+					  .length = MAPPED,
+					  .copybuf_address = (unsigned long)buffer,
+					  .copybuf_len = sizeof(buffer) };
+	socklen_t length = sizeof(z);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &z, &length))
+		return -1;
+	return z.copybuf_len;
+}
+
+static struct outcome receive_mapped(struct connection *c, int end)
+{
+	struct outcome o = { receive_zerocopy(c->fd[end], c->map[end]), 0 };
+
+	if (o.result > 0) {
+		c->unread[end] -= o.result;
+		o.hash = hash(0xcbf29ce484222325, buffer, o.result);
+	}
+	return o;
+}
+
+static bool edge_comes(struct connection *c, int end)
+{
+	struct epoll_event e;
+
+	return epoll_wait(c->edges[end], &e, 1, EDGE_MS) == 1 &&
+	       (c->inner[end] < 0 || epoll_wait(c->inner[end], &e, 1, 0) == 1);
+}
+
+/*
+ * An edge for every byte: a reader that takes a short count for the end of what there
+ * is gets all the same.  Where it does not, the result is what it got.
+ */
+static struct outcome receive_at_edges(struct connection *c, int end)
+{
+	struct outcome o = { 0, 0 };
+	ssize_t done;
+
+	while (c->unread[end] && edge_comes(c, end)) {
+		done = recv(c->fd[end], buffer + o.result, sizeof(buffer) - o.result,
+			    MSG_DONTWAIT);
+		if (done <= 0)
+			continue; /* an edge that an earlier call has seen to */
+		o.result += done;
+		c->unread[end] -= done;
+	}
+	o.hash = hash(0xcbf29ce484222325, buffer, o.result);
+	return o;
+}
+
+/* This connection has no such end, or the result would tell of a known difference. */
+static bool makes_no_sense(const struct connection *c, struct call call)
+{
+	switch (call.kind) {
+	case SEND:
+	case SENDV:
+		return c->reset;
+	case ZEROCOPY:
+		return !c->map[call.end];
+	case EDGE: /* SO_RCVLOWAT keeps edges back */
+		return c->edges[call.end] < 0 || c->lowat[call.end] > 1;
+	case POLL:
+	case RECV:
+	case PEEK:
+	case WAITALL:
+	case READV:
+	case RECVMSG:
+	case ERROR:
+	case SHUTDOWN:
+		return false;
+	default: /* An option reaches bytes that are sent after it, so it waits for
+		    silence. */
+		return c->unread[call.end];
+	}
+}
+
 static struct outcome set(int fd, int level, int option, int value)
 {
 	return (struct outcome){ setsockopt(fd, level, option, &value, sizeof(value)),
@@ -230,14 +409,12 @@ static struct outcome set(int fd, int level, int option, int value)
 static struct outcome make_call(struct connection *c, struct call call)
 {
 	struct outcome o = { 0, 0 };
+	struct linger linger = { .l_onoff = 1, .l_linger = 0 };
 	int fd = c->fd[call.end], value = 0;
 	struct pollfd p = { .fd = fd, .events = POLLIN | POLLOUT | POLLPRI | POLLRDHUP };
 	socklen_t length = sizeof(value);
 
-	if (fd < 0)
-		return o;
-	/* An option reaches bytes that are sent after it, so it waits for silence. */
-	if (call.kind >= LOWAT && call.kind != SHUTDOWN && c->unread[call.end])
+	if (fd < 0 || makes_no_sense(c, call))
 		return o;
 	if (call.kind > SENDV)
 		made++;
@@ -246,6 +423,12 @@ static struct outcome make_call(struct connection *c, struct call call)
 	case SEND:
 	case SENDV:
 		o = send_bytes(c, call);
+		break;
+	case ZEROCOPY:
+		o = receive_mapped(c, call.end);
+		break;
+	case EDGE:
+		o = receive_at_edges(c, call.end);
 		break;
 	case POLL:
 		poll(&p, 1, 0);
@@ -256,7 +439,8 @@ static struct outcome make_call(struct connection *c, struct call call)
 		o.hash = value;
 		break;
 	case LOWAT:
-		o = set(fd, SOL_SOCKET, SO_RCVLOWAT, call.size > 50 ? 1 : call.size);
+		c->lowat[call.end] = call.size > 50 ? 1 : call.size;
+		o = set(fd, SOL_SOCKET, SO_RCVLOWAT, c->lowat[call.end]);
 		break;
 	case PEEK_OFF:
 		o = set(fd, SOL_SOCKET, SO_PEEK_OFF, call.size > 50 ? -1 : 0);
@@ -267,6 +451,10 @@ static struct outcome make_call(struct connection *c, struct call call)
 	case SHUTDOWN:
 		o.result = shutdown(fd, SHUT_WR);
 		break;
+	case RESET:
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+		c->reset = true;
+		/* fall through */
 	case CLOSE:
 		o.result = close(fd);
 		c->fd[call.end] = -1;
@@ -308,12 +496,8 @@ static int differs(const struct call *calls, int n, int verbose)
 		if (p.result != f.result || p.hash != f.hash)
 			found = i;
 	}
-	for (int i = 0; i < 2; i++) {
-		if (x.fd[i] >= 0)
-			close(x.fd[i]);
-		if (y.fd[i] >= 0)
-			close(y.fd[i]);
-	}
+	close_connection(&x);
+	close_connection(&y);
 	return found;
 }
 
@@ -338,6 +522,13 @@ static int differs_always(const struct call *calls, int n)
 /* Leaves out what is not needed for the difference. */
 static int shrink(struct call *calls, int n)
 {
+	for (int bit = 1; bit < OPENINGS; bit *= 2) {
+		int all = opening;
+
+		opening &= ~bit;
+		if (all & bit && differs_always(calls, n) < 0)
+			opening = all;
+	}
 	for (int length = n / 2; length; length /= 2)
 		for (int at = 0; at + length <= n;) {
 			struct call fewer[SEQUENCE];
@@ -374,6 +565,7 @@ int main(int argc, char **argv)
 		state = seed * 0x2545f4914f6cdd1d;
 		for (int i = 0; i < SEQUENCE; i++)
 			calls[i] = random_call();
+		opening = number() % 4 ? 0 : number() % OPENINGS;
 		n = differs(calls, SEQUENCE, 0) < 0 ? -1
 						    : differs_always(calls, SEQUENCE);
 		if (n < 0)
@@ -381,6 +573,9 @@ int main(int argc, char **argv)
 		printf("seed %llu (first %llu) differs:\n", (unsigned long long)seed,
 		       (unsigned long long)first);
 		n = shrink(calls, n + 1);
+		for (int bit = 0; 1 << bit < OPENINGS; bit++)
+			if (opening >> bit & 1)
+				printf("  %s\n", beginnings[bit]);
 		pause_us = 60000;
 		differs(calls, n, 1);
 		return 1;
