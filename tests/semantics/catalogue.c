@@ -1014,6 +1014,44 @@ static void epoll_edge_seam(int a, int b)
 	read_at_edges(a, b, edge_comes);
 }
 
+/*
+ * Both have sent FIN by the time that a reads, so there is no timer of a's any more.
+ * What b sends after the first bytes goes by TCP.
+ */
+static void read_at_edges_closed(int a, int b, bool by_option)
+{
+	static char bytes[2 * EDGE_ROOM];
+	size_t got = 0, sent;
+
+	edge_fd = epoll_on(a, EPOLLIN | EPOLLET);
+	if (by_option) {
+		shutdown(a, SHUT_WR);
+		sent = send_past_option(b);
+	} else {
+		epoll_on(b, EPOLLIN | EPOLLET);
+		sent = send(b, page, 100, MSG_NOSIGNAL);
+		set_int(b, SOL_SOCKET, SO_RCVLOWAT, 2);
+		send(a, "..", 2, MSG_NOSIGNAL);
+		shutdown(a, SHUT_WR);
+		sent += send(b, page + 100, 8000, MSG_NOSIGNAL);
+	}
+	shutdown(b, SHUT_WR);
+	settle();
+	while (got < sent && edge_comes())
+		got += read_once(a, bytes + got);
+	say("read %zu of %zu%s", got, sent, memcmp(bytes, page, got) ? ", differs" : "");
+}
+
+static void epoll_edge_seam_closed(int a, int b)
+{
+	read_at_edges_closed(a, b, true);
+}
+
+static void epoll_edge_answer_closed(int a, int b)
+{
+	read_at_edges_closed(a, b, false);
+}
+
 /* The outer epoll tells of an edge; then the inner, level-triggered one is asked once. */
 static bool nested_edge_comes(void)
 {
@@ -2674,7 +2712,8 @@ static const struct behaviour {
 	PAIR(poll_wakes_waiter),
 	PAIR(poll_hangup),
 	PAIR(sigio),
-	PAIR(epoll_edge_seam),
+	VARIANTS("epoll_edge_seam", epoll_edge_seam, epoll_edge_seam_closed,
+		 epoll_edge_answer_closed),
 	PAIR(epoll_nested_seam),
 	VARIANTS("sigio_seam", sigio_seam, sigio_seam_nonblocking),
 	VARIANTS("oob", oob, sigurg),
