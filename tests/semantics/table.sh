@@ -80,6 +80,14 @@ next bytes come: \`unload.sh\` while such a reader has unread fused bytes; \`loa
 before; and a reader that takes more than a minute (TIME_WAIT) to read so large a backlog that TCP took over, when its
 peer has closed: the probe is answered by a reset then.  epoll tells that as EPOLLHUP; who reads to the end after it has all.
 
+## Checkpoint and restore
+
+A process with fused connections cannot be checkpointed: CRIU copies what waits in a socket's queues with \`TCP_REPAIR\`, and
+a fused socket shows one of its two receive queues there.  While fused bytes wait, a peek sees them and not those of TCP
+behind them, and takes them for the send queue, too; when they are read, it sees TCP's, but FIONREAD counts none of them.  The
+image then lacks bytes, or has them twice.  Exclude what is to be checkpointed, by \`--exclude-port\` or by \`--cgroup\`, before
+it connects.  Restored sockets are in repair mode when they connect, and stay on TCP.
+
 ## The same
 
 | behaviour | plain TCP and fused |
