@@ -572,6 +572,7 @@ int main(int argc, char **argv)
 			continue;
 		printf("seed %llu (first %llu) differs:\n", (unsigned long long)seed,
 		       (unsigned long long)first);
+		fflush(stdout); /* readers at edges make the rest take minutes */
 		n = shrink(calls, n + 1);
 		for (int bit = 0; 1 << bit < OPENINGS; bit++)
 			if (opening >> bit & 1)
