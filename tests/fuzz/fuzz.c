@@ -345,30 +345,38 @@ static struct outcome receive_mapped(struct connection *c, int end)
 	return o;
 }
 
-static bool edge_comes(struct connection *c, int end)
+/* Whether one comes, and in *ends if it tells that this is the end. */
+static bool edge_comes(struct connection *c, int end, bool *ends)
 {
 	struct epoll_event e;
 
-	return epoll_wait(c->edges[end], &e, 1, EDGE_MS) == 1 &&
-	       (c->inner[end] < 0 || epoll_wait(c->inner[end], &e, 1, 0) == 1);
+	if (epoll_wait(c->edges[end], &e, 1, EDGE_MS) != 1 ||
+	    (c->inner[end] >= 0 && epoll_wait(c->inner[end], &e, 1, 0) != 1))
+		return false;
+	*ends = e.events & (EPOLLHUP | EPOLLERR);
+	return true;
 }
 
 /*
  * An edge for every byte: a reader that takes a short count for the end of what there
- * is gets all the same.  Where it does not, the result is what it got.
+ * is gets all the same; once it is told of the end, it reads to the end, as no edge
+ * would tell of that on plain TCP.  Where it does not get all, the result is what it got.
  */
 static struct outcome receive_at_edges(struct connection *c, int end)
 {
 	struct outcome o = { 0, 0 };
+	bool ends = false;
 	ssize_t done;
 
-	while (c->unread[end] && edge_comes(c, end)) {
+	while (c->unread[end] && (ends || edge_comes(c, end, &ends))) {
 		done = recv(c->fd[end], buffer + o.result, sizeof(buffer) - o.result,
 			    MSG_DONTWAIT);
-		if (done <= 0)
-			continue; /* an edge that an earlier call has seen to */
-		o.result += done;
-		c->unread[end] -= done;
+		if (done > 0) {
+			o.result += done;
+			c->unread[end] -= done;
+		} else if (ends) {
+			break;
+		}
 	}
 	o.hash = hash(0xcbf29ce484222325, buffer, o.result);
 	return o;
