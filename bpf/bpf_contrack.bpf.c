@@ -306,27 +306,32 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 }
 
 /*
- * connect(AF_UNSPEC), at once.  Other ways to TCP_CLOSE leave what has not been
- * read, as TCP does.  Of an established socket only a disconnect changes sk_disconnects
- * (__inet_stream_connect(), under the lock, just before this).  A connect() that failed
- * has done so too, but before the socket entered the map.  Before 6.6 a disconnect
- * cannot be told from those, and forget() learns of it at the next connect().
+ * connect(AF_UNSPEC), at once.  Of an established socket only a disconnect changes
+ * sk_disconnects (__inet_stream_connect(), under the lock, just before this).  A
+ * connect() that failed has done so too, but before the socket entered the map.  Before
+ * 6.6 a disconnect cannot be told from the other ways to TCP_CLOSE, and forget() learns
+ * of it at the next connect().
+ *
+ * The other ways are a reset and a timeout.  They leave what has not been read, as TCP
+ * does.  Where nothing is left the socket goes, too: from then on its calls fail as TCP's
+ * do (tcp_bpf_sendmsg() would tell the same error again and again).  A message that is
+ * still under way to it comes after the end of the connection.
  */
 static __always_inline void closed(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
-	int disconnects;
+	int before;
 
 	if (!tp || !sk)
 		return;
 	unpair(tp, true);
-	disconnects = disconnects_of(tp);
-	if (!disconnects)
+	if (!psock_of(tp))
 		return;
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
-	if (!direction || direction->disconnects != disconnects)
+	before = direction ? direction->disconnects : 0;
+	if (disconnects_of(tp) != before || no_fused_bytes(psock_of(tp)))
 		forget(skops);
 }
 

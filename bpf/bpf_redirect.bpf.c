@@ -396,6 +396,13 @@ edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, 
 	return direction->waiting >= MAX_UNREAD;
 }
 
+/* A TCP byte would get behind fused ones, and its reader is told once of both. */
+static __always_inline bool seam_ahead(struct tcp_sock *peer)
+{
+	return !no_fused_bytes(psock_of(peer)) &&
+	       waiters(peer) & (WAITER_EDGE | WAITER_LATER);
+}
+
 /*
  * Bytes and messages that wait; each limit has its own reason.  Before a fix of 6.10
  * and stable kernels the receiver was charged for nothing, and what waits shows by
@@ -448,7 +455,7 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 		return OUTCOME(tcp_socket_option);
 	if (reader_guarded(peer))
 		return OUTCOME(tcp_guarded);
-	if (much_of_a_file(msg->size))
+	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
 	if (tcp_bytes_unread(own, peer))
 		return OUTCOME(tcp_in_flight);
