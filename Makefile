@@ -23,12 +23,13 @@ HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_status.bpf.o
 # The same for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
-HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
+ADVERSARIES := tests/adversaries/adversaries
+HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
-	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh
-C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c bench/*.[ch])
+	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh
+C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
 # What tests/apps.bats and make bench run, what tests/package.bats and tests/status.bats check
 # with or install beside, and what tests need in an emulated machine.
@@ -37,7 +38,7 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
 	wrk sockperf
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz lint clean
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -68,6 +69,10 @@ tests/foreign.bpf.o: tests/foreign.bpf.c
 tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz bench/load: %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@
+
+$(ADVERSARIES): $(wildcard tests/adversaries/*.[ch])
+	$(call msg,CC,$@)
+	$(Q)$(CC) $(HELPER_CFLAGS) -std=c11 $(filter %.c,$^) -o $@
 
 tests/vm/proxy: tests/apps/proxy.go
 	$(call msg,GO,$@)
@@ -189,6 +194,11 @@ rpm: objects
 # CALLS and SEED may be given.
 fuzz: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
+
+# Programs that met a fault once, each for SECONDS, NAMES or all of them.
+SECONDS ?= 120
+adversaries: objects helpers
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/adversaries/run.sh $(SECONDS) $(NAMES)
 
 lint:
 	$(Q)./deps.sh lint
