@@ -98,11 +98,11 @@ const unsigned char *bytes_at(const struct flow *flow, uint64_t offset)
 }
 
 static atomic_int notes;
-#define MOST_NOTES 12
+#define MOST_NOTES 40
 
 static void say(const char *format, va_list args, int error)
 {
-	char line[400];
+	char line[600];
 	int n = vsnprintf(line, sizeof(line) - 60, format, args);
 
 	if (error)
