@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #define LINKS 12
+#define LOWAT_MS 3 /* so long may fewer bytes than SO_RCVLOWAT wait */
 
 enum style { BLOCKING, POLL, SELECT, LEVEL, EDGE, EDGE_SHORT, STYLES };
 
@@ -82,6 +83,18 @@ struct link {
 	bool refused; /* its first connect() */
 	char text[300];
 };
+
+/* Half of them: a fault of sockets that connect more than once would hide others. */
+static bool only_once(const struct link *l)
+{
+	return l->id % 2;
+}
+
+/* In a long dialogue, Nagle's algorithm would wait all the time. */
+static bool may_delay(const struct link *l)
+{
+	return !l->dialogue || l->steps < 10;
+}
 
 static struct end *other_of(struct end *e)
 {
@@ -135,16 +148,16 @@ static bool edges(const struct end *e)
 	return e->style == EDGE || e->style == EDGE_SHORT;
 }
 
-static void wait_by_poll(int fd, short events)
+static void wait_by_poll(int fd, short events, int ms)
 {
 	struct pollfd p = { .fd = fd, .events = events };
 
-	poll(&p, 1, TICK_MS);
+	poll(&p, 1, ms);
 }
 
-static void wait_by_select(int fd, short events)
+static void wait_by_select(int fd, short events, int ms)
 {
-	struct timeval tick = { .tv_usec = TICK_MS * 1000 };
+	struct timeval tick = { .tv_usec = ms * 1000 };
 	fd_set in, out;
 
 	FD_ZERO(&in);
@@ -156,7 +169,7 @@ static void wait_by_select(int fd, short events)
 	select(fd + 1, &in, &out, NULL, &tick);
 }
 
-static void wait_by_epoll(struct end *e, short events)
+static void wait_by_epoll(struct end *e, short events, int ms)
 {
 	struct epoll_event event = { .events = EPOLLRDHUP };
 
@@ -167,10 +180,10 @@ static void wait_by_epoll(struct end *e, short events)
 		if (!(events & POLLIN))
 			event.events &= ~EPOLLRDHUP;
 		epoll_ctl(e->epoll, EPOLL_CTL_MOD, e->fd, &event);
-		epoll_wait(e->epoll, &event, 1, TICK_MS);
+		epoll_wait(e->epoll, &event, 1, ms);
 		return;
 	}
-	if (epoll_wait(e->epoll, &event, 1, TICK_MS) <= 0)
+	if (epoll_wait(e->epoll, &event, 1, ms) <= 0)
 		return;
 	if (event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		e->readable = true;
@@ -183,12 +196,14 @@ static void wait_by_epoll(struct end *e, short events)
 /* Until something of events is there, or TICK_MS. */
 static void await_events(struct end *e, short events)
 {
+	int ms = e->lowat ? LOWAT_MS : TICK_MS;
+
 	if (e->style >= LEVEL)
-		wait_by_epoll(e, events);
+		wait_by_epoll(e, events, ms);
 	else if (e->style == SELECT && e->fd < FD_SETSIZE)
-		wait_by_select(e->fd, events);
+		wait_by_select(e->fd, events, ms);
 	else
-		wait_by_poll(e->fd, events);
+		wait_by_poll(e->fd, events, ms);
 	if (!edges(e))
 		e->readable = e->writable = true;
 	if (e->lowat) {
@@ -210,7 +225,8 @@ static void tweak(struct end *e)
 
 	switch (below(d, 10)) {
 	case 0:
-		set_int(e->fd, IPPROTO_TCP, TCP_NODELAY, !one_in(d, 4));
+		set_int(e->fd, IPPROTO_TCP, TCP_NODELAY,
+			!may_delay(e->link) || one_in(d, 2));
 		break;
 	case 1:
 		set_int(e->fd, SOL_SOCKET, SO_RCVBUF, 100000 + below(d, 300000));
@@ -263,7 +279,7 @@ static ssize_t splice_bytes(struct end *e, size_t n)
 	while (sent < in) {
 		done = splice(e->pipe[0], NULL, e->fd, NULL, in - sent, 0);
 		if (done < 0 && errno == EAGAIN && !broken(e)) {
-			wait_by_poll(e->fd, POLLOUT);
+			wait_by_poll(e->fd, POLLOUT, TICK_MS);
 			continue;
 		}
 		if (done <= 0)
@@ -461,6 +477,12 @@ static void take_another_fd(struct end *e)
 	watch_edges(e);
 }
 
+static bool is_over(struct end *e)
+{
+	return broken(e) ||
+	       (!in_order(e) && in_of(e)->got + out_of(e)->sent >= e->stop_after);
+}
+
 /* After each call that moved something.  True: this end is over. */
 static bool turn_of_events(struct end *e)
 {
@@ -472,9 +494,7 @@ static bool turn_of_events(struct end *e)
 		e->fd = -1;
 		return true;
 	}
-	if (broken(e))
-		return true;
-	return !in_order(e) && in_of(e)->got + out_of(e)->sent >= e->stop_after;
+	return is_over(e);
 }
 
 static void end_output(struct end *e)
@@ -496,7 +516,7 @@ static void *send_all(void *argument)
 			break;
 		}
 		if (!send_one(e, e->budget - out_of(e)->sent))
-			wait_by_poll(e->fd, POLLOUT);
+			wait_by_poll(e->fd, POLLOUT, TICK_MS);
 	}
 	return NULL;
 }
@@ -529,7 +549,7 @@ static void drive_stream(struct end *e)
 			some |= recv_one(e, LONGEST);
 		if (!e->out_done && e->writable)
 			some |= send_one(e, e->budget - out_of(e)->sent);
-		if (some ? turn_of_events(e) : broken(e))
+		if (some ? turn_of_events(e) : is_over(e))
 			return;
 		if (!some && !(e->in_done && e->out_done) &&
 		    (e->in_done || !e->readable) && (e->out_done || !e->writable))
@@ -547,7 +567,7 @@ static bool say(struct end *e, size_t n)
 		if (e->out_done || broken(e))
 			return !broken(e);
 		if (!send_one(e, until - out_of(e)->sent))
-			wait_by_poll(e->fd, POLLOUT);
+			wait_by_poll(e->fd, POLLOUT, TICK_MS);
 		else if (turn_of_events(e))
 			return false;
 	}
@@ -655,7 +675,7 @@ static int connect_end(struct end *e)
 	set_nonblocking(fd, false);
 	set_time(fd, SO_RCVTIMEO, 0);
 	set_time(fd, SO_SNDTIMEO, 0);
-	e->link->refused = one_in(&e->dice, 4);
+	e->link->refused = !only_once(e->link) && one_in(&e->dice, 4);
 	if (e->link->refused)
 		connect_refused(fd);
 	set_nonblocking(fd, one_in(&e->dice, 3));
@@ -702,7 +722,8 @@ static void live(struct end *e)
 	set_nonblocking(e->fd, e->nonblocking);
 	if (one_in(&e->dice, 4))
 		usleep(below(&e->dice, 2000));
-	set_int(e->fd, IPPROTO_TCP, TCP_NODELAY, !one_in(&e->dice, 8));
+	set_int(e->fd, IPPROTO_TCP, TCP_NODELAY,
+		!may_delay(e->link) || one_in(&e->dice, 2));
 	watch_edges(e);
 	if (e->link->dialogue)
 		drive_dialogue(e);
@@ -742,8 +763,10 @@ static void choose_end(struct end *e)
 	e->style = below(d, STYLES);
 	e->budget = budget_of(e);
 	e->finish = one_in(d, 2) ? IN_ORDER : below(d, 5);
-	if (e->number ? e->finish == DISCONNECT : e->finish == LAZY)
+	if (e->finish == (e->number ? DISCONNECT : LAZY))
 		e->finish = IN_ORDER;
+	if (e->finish == DISCONNECT && only_once(e->link))
+		e->finish = CLOSE;
 	e->nonblocking = e->style != BLOCKING && one_in(d, 2);
 	e->writer = !e->link->dialogue && in_order(e) &&
 		    (e->style == BLOCKING || one_in(d, 4));
