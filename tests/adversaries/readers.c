@@ -181,8 +181,9 @@ struct crowd {
 	struct flow flow;
 	struct watch w;
 	atomic_ullong sum, taken;
-	atomic_bool all_to_one;
-	atomic_int ended;
+	atomic_bool over;
+	atomic_int resting;
+	int readers;
 };
 
 static uint64_t sum_of(const unsigned char *bytes, size_t n)
@@ -194,11 +195,27 @@ static uint64_t sum_of(const unsigned char *bytes, size_t n)
 	return sum;
 }
 
+/*
+ * After a message some readers do something else until another thread has had the next
+ * one, as long as there is one left that reads.  So that has to be woken.
+ */
+static void rest(struct crowd *c)
+{
+	unsigned long long taken = c->taken;
+
+	if (++c->resting < c->readers)
+		while (c->taken == taken && !c->over && !c->w.broken)
+			usleep(20);
+	c->resting--;
+}
+
 /* EAGAIN: recv_woken_without_bytes in tests/semantics/differences.tsv. */
 static void *read_in_crowd(void *argument)
 {
 	static _Thread_local unsigned char mine[100000];
+	static atomic_uint threads;
 	struct crowd *c = argument;
+	struct dice dice = dice_of(++threads);
 	ssize_t n;
 
 	for (;;) {
@@ -210,10 +227,11 @@ static void *read_in_crowd(void *argument)
 		c->sum += sum_of(mine, n);
 		c->taken += n;
 		moved(&c->w);
+		if (one_in(&dice, 2))
+			rest(c);
 	}
 	if (n < 0 && !c->w.broken)
 		failed("recv of several threads");
-	c->ended++;
 	moved(&c->w);
 	return NULL;
 }
@@ -254,7 +272,9 @@ static void crowd_round(struct crowd *c, struct dice *dice)
 	make_pair(pair);
 	c->fd = pair[1];
 	c->sum = c->taken = 0;
-	c->ended = 0;
+	c->over = false;
+	c->resting = 0;
+	c->readers = readers;
 	start_flow(&c->flow);
 	watch(&c->w, "two_readers", pair[0], pair[1]);
 	for (int i = 0; i < readers; i++)
@@ -272,6 +292,7 @@ static void crowd_round(struct crowd *c, struct dice *dice)
 			break;
 		}
 	}
+	c->over = true;
 	shutdown(pair[0], SHUT_WR);
 	for (int i = 0; i < readers; i++)
 		pthread_join(threads[i], NULL);
