@@ -305,6 +305,7 @@ struct tcp_sock {
 	u64 bytes_retrans;  /* that alone */
 	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
+	u8 nonagle : 4; /* TCP_NODELAY is bit 0 */
 };
 
 /* linux/skbuff.h */
@@ -318,7 +319,13 @@ struct bpf_sock_ops_kern {
 };
 
 /* linux/skmsg.h: struct sk_msg is what struct sk_msg_md stands for */
+struct sk_msg_sg {
+	u32 start; /* its pieces */
+	u32 end;
+};
+
 struct sk_msg {
+	struct sk_msg_sg sg;
 	struct sock *sk_redir;
 };
 

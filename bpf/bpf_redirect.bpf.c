@@ -26,6 +26,8 @@
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE_WAIT 8
 #define SOCK_RCVBUF_LOCK 2
+#define TCP_NAGLE_OFF 1
+#define WHOLE_BYTES 131072
 
 /*
  * Slack for what other processors charge between the check and the charge,
@@ -608,6 +610,23 @@ static __always_inline void gather(struct sk_msg_md *msg)
 }
 
 /*
+ * tcp_bpf_push() sends a message that goes by TCP piece by piece (32 KB and less), where
+ * tcp_sendmsg() would have made full segments of it.  With nothing in flight the first
+ * piece leaves at once.  Nagle then holds the last until that is acknowledged, and the
+ * receiver waits 40 ms with it, for a second full segment.  So such a message is made
+ * one piece, up to what makes two full segments on lo.  A failure leaves it as it was.
+ */
+static __always_inline void make_whole(struct sk_msg_md *msg, struct tcp_sock *own)
+{
+	struct sk_msg *kernel = (void *)msg;
+
+	if (msg->size <= WHOLE_BYTES && own->snd_una == own->write_seq &&
+	    READ(kernel, sg.end) - READ(kernel, sg.start) != 1 &&
+	    !(BPF_CORE_READ_BITFIELD(own, nonagle) & TCP_NAGLE_OFF))
+		bpf_msg_pull_data(msg, 0, msg->size, 0);
+}
+
+/*
  * NAT and connection tracking forget a flow of which they see nothing for a time; it
  * could then neither fall back nor be closed.  tcp_mstamp: the last segment.
  */
@@ -703,12 +722,13 @@ int bpf_redir(struct sk_msg_md *msg)
 	u32 outcome;
 
 	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
-	if (!set || !set->fuse) {
-		COUNT(tcp_switched_off);
-		return SK_PASS;
-	}
 	if (!own) {
 		COUNT(tcp_socket_state);
+		return SK_PASS;
+	}
+	if (!set || !set->fuse) {
+		COUNT(tcp_switched_off);
+		make_whole(msg, own);
 		return SK_PASS;
 	}
 	direction =
@@ -768,6 +788,7 @@ int bpf_redir(struct sk_msg_md *msg)
 
 by_tcp:
 	count(outcome);
+	make_whole(msg, own);
 	direction = direction_of(msg);
 	if (direction) {
 		if (!direction->quiet)
