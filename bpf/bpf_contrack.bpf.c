@@ -43,7 +43,8 @@ struct dialled {
 	u64 connected; /* address of its tcp_sock */
 	u64 accepted;  /* of the one end that was taken for its peer; NOBODY: none may be
 			*/
-	u64 txhash;
+	u32 txhash;
+	struct bpf_spin_lock lock; /* of accepted while it is 0 or NOBODY */
 };
 
 #define NOBODY 1
@@ -124,6 +125,27 @@ static __always_inline u32 hash_of_last(struct bpf_sock_ops *skops)
 }
 
 /*
+ * Gives the place of the peer to one end, or to NOBODY, for good; false if another end
+ * has it (from: NOBODY) or it was given at all (from: 0).
+ *
+ * accepted changes only here, from 0 or NOBODY, and in unpair(), by the end whose
+ * address it is.  So under the lock one processor sees 0 and all others what it wrote:
+ * an entry answers one guess, however many guess at once.  And an end that has made it
+ * NOBODY may leave the map: none that accepted has entered for it, and none will.
+ */
+static __always_inline bool claim(struct dialled *found, u64 from, u64 accepted)
+{
+	bool free;
+
+	bpf_spin_lock(&found->lock);
+	free = found->accepted <= from;
+	if (free)
+		found->accepted = accepted;
+	bpf_spin_unlock(&found->lock);
+	return free;
+}
+
+/*
  * Between namespaces sequence numbers prove nothing: who owns one can choose its own,
  * and the peer's with a raw socket.  So who accepts enters only if the packet that
  * ended its handshake came from the very socket that connected, which says a random
@@ -137,8 +159,9 @@ static __always_inline u32 hash_of_last(struct bpf_sock_ops *skops)
 static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 				bool connected)
 {
-	struct pair_key key;
 	struct dialled *found;
+	struct pair_key key;
+	bool peer;
 
 	if (connected) {
 		struct dialled dialled = {
@@ -154,13 +177,12 @@ static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 	}
 	key = peer_key_of(tp, false);
 	found = bpf_map_lookup_elem(&fuse_dialled, &key);
-	if (!found || found->accepted)
+	if (!found)
 		return OUTCOME(ends_remote);
-	if (found->txhash == hash_of_last(skops))
-		found->accepted = (u64)tp;
-	else
-		found->accepted = NOBODY;
-	return found->accepted == NOBODY ? OUTCOME(ends_remote) : 0;
+	peer = found->txhash == hash_of_last(skops);
+	if (!claim(found, 0, peer ? (u64)tp : NOBODY) || !peer)
+		return OUTCOME(ends_remote);
+	return 0;
 }
 
 /*
@@ -175,7 +197,7 @@ static __always_inline void unpair(struct tcp_sock *tp, bool gone)
 	if (both_ends_loopback(tp))
 		return;
 	found = bpf_map_lookup_elem(&fuse_dialled, &key);
-	if (found && found->connected == (u64)tp && found->accepted <= NOBODY)
+	if (found && found->connected == (u64)tp && claim(found, NOBODY, NOBODY))
 		bpf_map_delete_elem(&fuse_dialled, &key);
 	key = peer_key_of(tp, false);
 	found = bpf_map_lookup_elem(&fuse_dialled, &key);
@@ -492,13 +514,15 @@ static __always_inline void leave_if_alone(struct tcp_sock *tp)
 	if (both_ends_loopback(tp) || !psock_of(tp))
 		return;
 	found = bpf_map_lookup_elem(&fuse_dialled, &key);
-	if (!found || found->connected != (u64)tp || found->accepted > NOBODY)
+	if (!found || found->connected != (u64)tp)
 		return;
 	if (tp->bytes_acked <= 1 && !tp->bytes_received) /* the SYN alone */
 		return;
-	forget_marks(tp);
+	if (!claim(found, NOBODY, NOBODY))
+		return;
 	if (!bpf_map_delete_elem(&sock_ops_map, &key))
 		COUNT(ends_remote);
+	forget_marks(tp);
 	bpf_map_delete_elem(&fuse_dialled, &key);
 }
 
