@@ -140,7 +140,22 @@ struct pipe_inode_info {
 };
 
 struct task_struct {
+	unsigned int flags;   /* PF_... */
+	void *worker_private; /* of a thread that works for io_uring: struct io_worker */
 	struct pipe_inode_info *splice_pipe;
+};
+
+/* io_uring/io-wq.c, linux/io_uring_types.h */
+struct io_wq_work {
+};
+
+struct io_worker {
+	struct io_wq_work *cur_work; /* is that of a struct io_kiocb */
+};
+
+struct io_kiocb {
+	u8 opcode; /* IORING_OP_... */
+	struct io_wq_work work;
 };
 
 struct file {

@@ -10,6 +10,7 @@
  * trampolines; load.sh says so where the kernel has none.
  */
 #include "bpf_sockmap.h"
+#include <linux/io_uring.h>
 
 #define EAGAIN 11
 #define EINVAL 22
@@ -21,8 +22,19 @@
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define LONG_MAX ((long)(~0UL >> 1))
+#define PF_IO_WORKER 0x10 /* linux/sched.h: a thread that works for io_uring */
+/* Of each architecture and of its 32-bit programs */
 #define NR_SPLICE_X86_64 275
-#define NR_SPLICE_GENERIC 76 /* asm-generic/unistd.h: arm64, riscv, loongarch */
+#define NR_SENDFILE_X86_64 40
+#define NR_SPLICE_I386 313
+#define NR_SENDFILE_I386 187
+#define NR_SENDFILE64_I386 239
+#define X32_SYSCALL_BIT 0x40000000
+#define NR_SPLICE_ARM64 76
+#define NR_SENDFILE_ARM64 71
+#define NR_SPLICE_ARM 340
+#define NR_SENDFILE_ARM 187
+#define NR_SENDFILE64_ARM 239
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -36,18 +48,67 @@ struct pt_regs___x86 {
 struct pt_regs___arm64 {
 	int syscallno;
 };
+struct task_struct___before_5_17 {
+	void *pf_io_worker; /* what worker_private is now */
+};
 #pragma clang attribute pop
 
+static __always_inline bool splices_x86(u64 call)
+{
+	call &= ~X32_SYSCALL_BIT;
+	return call == NR_SPLICE_X86_64 || call == NR_SPLICE_I386 ||
+	       call == NR_SENDFILE_X86_64 || call == NR_SENDFILE_I386 ||
+	       call == NR_SENDFILE64_I386;
+}
+
+static __always_inline bool splices_arm(int call)
+{
+	return call == NR_SPLICE_ARM64 || call == NR_SPLICE_ARM ||
+	       call == NR_SENDFILE_ARM64 || call == NR_SENDFILE_ARM ||
+	       call == NR_SENDFILE64_ARM;
+}
+
+/* What the worker is at; false where the kernel does not say. */
+static __always_inline bool worker_splices(struct task_struct *task)
+{
+	struct task_struct___before_5_17 *older = (void *)task;
+	struct io_worker *worker = NULL;
+	struct io_kiocb *request = NULL;
+	struct io_wq_work *work;
+
+	if (bpf_core_field_exists(older->pf_io_worker))
+		worker = BPF_CORE_READ(older, pf_io_worker);
+	else if (bpf_core_field_exists(task->worker_private))
+		worker = BPF_CORE_READ(task, worker_private);
+	if (!worker || !bpf_core_field_exists(worker->cur_work) ||
+	    !bpf_core_field_exists(request->work))
+		return false;
+	work = BPF_CORE_READ(worker, cur_work);
+	if (!work)
+		return false;
+	request = (void *)work - bpf_core_field_offset(struct io_kiocb, work);
+	return BPF_CORE_READ(request, opcode) == IORING_OP_SPLICE;
+}
+
+/*
+ * splice(2), or sendfile(2) into a pipe, which is the same; of io_uring a worker does
+ * it.  A worker's registers are those that the thread which started it had, whatever
+ * call that was in.  One test does for calls of 64 and of 32 bits: what has such a number
+ * in the other table (mbind, say) reads no socket.
+ */
 static __always_inline bool in_splice_call(void)
 {
-	void *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct task_struct *task = bpf_get_current_task_btf();
+	void *regs = (void *)bpf_task_pt_regs(task);
 	struct pt_regs___x86 *x86 = regs;
 	struct pt_regs___arm64 *arm64 = regs;
 
+	if (BPF_CORE_READ(task, flags) & PF_IO_WORKER)
+		return worker_splices(task);
 	if (bpf_core_field_exists(x86->orig_ax))
-		return BPF_CORE_READ(x86, orig_ax) == NR_SPLICE_X86_64;
+		return splices_x86(BPF_CORE_READ(x86, orig_ax));
 	if (bpf_core_field_exists(arm64->syscallno))
-		return BPF_CORE_READ(arm64, syscallno) == NR_SPLICE_GENERIC;
+		return splices_arm(BPF_CORE_READ(arm64, syscallno));
 	return false;
 }
 
@@ -116,7 +177,7 @@ static __always_inline bool may_splice(struct sock *sk)
 }
 
 /*
- * splice(2) from a socket looks at TCP's queue only and would wait for ever.
+ * Splice from a socket looks at TCP's queue only and would wait for ever.
  * EINVAL is what it answers for a file that cannot be spliced; HAProxy and Go
  * then read.  The hook is the one that every read passes (rw_verify_area).
  */

@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <linux/tls.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -29,6 +30,7 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -694,6 +696,129 @@ static int run_waitall(void)
 	alarm(20); /* a reader that hangs */
 	pthread_join(reader, NULL);
 	printf("rounds=50\n");
+	return 0;
+}
+
+/*
+ * splice HOW: two connections of one service, whose reader takes 100 bytes that are
+ * there: by splice(2) (call), as a program of 32 bits calls it (ia32), by sendfile(2)
+ * into a pipe (sendfile), by io_uring (uring), or, nothing that looks past fused bytes,
+ * by a read that a worker of io_uring does (uring_read).  How many came, or -errno.
+ */
+#define SPLICED 100
+
+#ifdef __x86_64__
+static long splice_ia32(int from, int to)
+{
+	long result;
+
+	/* 313, in, off_in, out, off_out, length, flags */
+	asm volatile("mov %%rbp, %%r12\n\t"
+		     "xor %%ebp, %%ebp\n\t"
+		     "int $0x80\n\t"
+		     "mov %%r12, %%rbp"
+		     : "=a"(result)
+		     : "0"(313L), "b"((long)from), "c"(0L), "d"((long)to), "S"(0L),
+		       "D"((long)SPLICED)
+		     : "memory", "r8", "r9", "r10", "r11", "r12");
+	return (int)result;
+}
+#else
+static long splice_ia32(int from, int to)
+{
+	(void)from, (void)to;
+	return -ENOSYS;
+}
+#endif
+
+/* A ring for this one request; its result. */
+static long by_uring(const struct io_uring_sqe *request)
+{
+	struct io_uring_params params = {};
+	int ring = syscall(__NR_io_uring_setup, 1, &params);
+	struct io_uring_sqe *sqes;
+	char *submit, *done;
+
+	if (ring < 0)
+		fail("io_uring_setup");
+	submit = mmap(NULL, params.sq_off.array + 4, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
+	done = mmap(NULL,
+		    params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe),
+		    PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring,
+		    IORING_OFF_CQ_RING);
+	sqes = mmap(NULL, sizeof(*sqes), PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQES);
+	if (submit == MAP_FAILED || done == MAP_FAILED || sqes == MAP_FAILED)
+		fail("mmap of the ring");
+	*sqes = *request;
+	*(uint32_t *)(submit + params.sq_off.array) = 0;
+	__atomic_store_n((uint32_t *)(submit + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	if (syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) !=
+	    1)
+		fail("io_uring_enter");
+	close(ring);
+	return ((struct io_uring_cqe *)(done + params.cq_off.cqes))->res;
+}
+
+static long take_spliced(const char *how, int from, const int pipe[2])
+{
+	static unsigned char buffer[SPLICED];
+	struct io_uring_sqe splice_it = {
+		.opcode = IORING_OP_SPLICE,
+		.fd = pipe[1],
+		.off = -1,
+		.splice_fd_in = from,
+		.splice_off_in = -1,
+		.len = SPLICED,
+	};
+	struct io_uring_sqe read_it = {
+		.opcode = IORING_OP_READ,
+		.flags = IOSQE_ASYNC,
+		.fd = from,
+		.addr = (uintptr_t)buffer,
+		.len = SPLICED,
+	};
+	long n;
+
+	if (!strcmp(how, "ia32"))
+		return splice_ia32(from, pipe[1]);
+	if (!strcmp(how, "uring"))
+		return by_uring(&splice_it);
+	if (!strcmp(how, "uring_read")) {
+		n = by_uring(&read_it);
+		return n > 0 ? write(pipe[1], buffer, n) : n;
+	}
+	if (!strcmp(how, "sendfile"))
+		n = sendfile(pipe[1], from, NULL, SPLICED);
+	else
+		n = splice(from, NULL, pipe[1], NULL, SPLICED, 0);
+	return n < 0 ? -errno : n;
+}
+
+static int run_splice(const char *how)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port), pair[2], pipes[2];
+	unsigned char got[SPLICED];
+	long n[2];
+
+	for (int i = 0; i < 2; i++) {
+		make_pair_at(listener, port, pair);
+		if (pipe(pipes))
+			fail("pipe");
+		send_all(pair[0], bytes_at(i, 0), SPLICED);
+		alarm(20); /* one that waits for TCP's bytes */
+		n[i] = take_spliced(how, pair[1], pipes);
+		alarm(0);
+		if (n[i] <= 0)
+			recv_all(pair[1], got, SPLICED);
+		else if (read(pipes[0], got, SPLICED) != SPLICED)
+			fail("%ld bytes spliced", n[i]);
+		check_bytes(got, i, 0, SPLICED);
+		close(pair[0]);
+		close(pair[1]);
+	}
+	printf("first=%ld second=%ld\n", n[0], n[1]);
 	return 0;
 }
 
@@ -1556,6 +1681,8 @@ int main(int argc, char **argv)
 		return run_tuples();
 	if (argc == 2 && !strcmp(argv[1], "waitall"))
 		return run_waitall();
+	if (argc == 3 && !strcmp(argv[1], "splice"))
+		return run_splice(argv[2]);
 	if (argc == 2 && !strcmp(argv[1], "ktls"))
 		return run_ktls();
 	if (argc >= 3 && !strcmp(argv[1], "hold"))
@@ -1578,8 +1705,9 @@ int main(int argc, char **argv)
 		return run_again(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "steps"))
 		return run_steps();
-	fprintf(stderr, "usage: traffic "
-			"echo|burst|stall|mix|edge|tuples|waitall|ktls|hold|unread|"
-			"mptcp|repair|shutdown|early|busy|leave|again|steps ...\n");
+	fprintf(stderr,
+		"usage: traffic "
+		"echo|burst|stall|mix|edge|tuples|waitall|splice|ktls|hold|"
+		"unread|mptcp|repair|shutdown|early|busy|leave|again|steps ...\n");
 	return 2;
 }

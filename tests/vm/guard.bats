@@ -128,6 +128,27 @@ proxied() {
   [ -z "$(guarded)" ]
 }
 
+# Refused once, remembered, and the next connection is TCP's.
+@test "splice by a program of 32 bits, by sendfile into a pipe and by io_uring is refused, and learned" {
+  local how
+  load
+  for how in call sendfile ia32 uring; do
+    run "$TRAFFIC" splice "$how"
+    echo "$how: $output; guarded: $(guarded)"
+    [ "$output" = "first=-22 second=100" ]
+  done
+  [ "$(guarded | grep -c ' 1$')" -eq 4 ]
+}
+
+@test "a read by a worker of io_uring is none: fused, and nothing is learned" {
+  load
+  run "$TRAFFIC" splice uring_read
+  echo "$output; guarded: $(guarded); $(counters)"
+  [ "$output" = "first=100 second=100" ]
+  [ -z "$(guarded)" ]
+  [ "$(counter fused_messages)" -eq 2 ]
+}
+
 @test "HAProxy with splice: 1 GB and 10,000 short connections, from the first connection on" {
   files
   load
