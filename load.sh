@@ -393,6 +393,13 @@ load_program() {
   }
 }
 
+# large_enough ENTRIES MAP_REFERENCE...: whether that map has room for so many
+large_enough() {
+  local now
+  now=$("$BPFTOOL" -j map show "${@:2}" 2>/dev/null | jq '.max_entries // 0')
+  ((now >= $1))
+}
+
 # same_size STRUCT MAP_REFERENCE...: whether that map holds what this version
 # does.  Another version of sockfuse may have left it.
 same_size() {
@@ -404,7 +411,7 @@ same_size() {
 
 # Everything is loaded aside first, and renamed once it works.
 stage() {
-  local settings reuse_settings=() reuse_counters=() reuse_marks=()
+  local settings reuse_settings=() reuse_counters=() marks=$STAGING/marks
   run mkdir -p "$STAGING"
   # Settings and counters stay: live connections keep the programs that they
   # have, and unload.sh must be able to switch those off too.
@@ -418,15 +425,21 @@ stage() {
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
     reuse_counters=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
-  # What was seen of live connections holds for them.
-  ! same_size marks pinned "$PIN_DIR/$MARKS" ||
-    reuse_marks=(map name "$MARKS" pinned "$PIN_DIR/$MARKS")
 
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||
     die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: $0 --max-connections 10000"
+  # What was seen of live connections holds for them.  Their marks have room beside those
+  # of the new ones; 16 bytes each are taken at once, 80 or so by a socket that has one.
+  if same_size marks pinned "$PIN_DIR/$MARKS" && large_enough $((MAX_CONNECTIONS * 4)) pinned "$PIN_DIR/$MARKS"; then
+    marks=$PIN_DIR/$MARKS
+  else
+    run "$BPFTOOL" map create "$marks" type hash key 8 value 8 entries $((MAX_CONNECTIONS * 4)) name "$MARKS" flags 1 2>/dev/null ||
+      die "$EX_FAILED" "no room for the marks of $MAX_CONNECTIONS connections" "try: $0 --max-connections 10000"
+  fi
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
-    map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}" "${reuse_marks[@]}"
+    map name sock_ops_map pinned "$STAGING/sock_ops_map" "${reuse_settings[@]}" "${reuse_counters[@]}" \
+    map name "$MARKS" pinned "$marks"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" \
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \

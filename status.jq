@@ -24,6 +24,9 @@ def network:
 # enum reason of bpf_sockmap.h
 def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp"][.];
 
+# Whose connections to the service: not there if anybody's, as in a load of before
+def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;
+
 def summed: # over processors, the order of struct counters kept
   reduce .[0].formatted.values[].value as $cpu ({};
     reduce ($cpu | to_entries[]) as $counter (.; .[$counter.key] += $counter.value));
@@ -120,7 +123,7 @@ def loaded($kernel):
       },
       guard: {
         loaded: (.guard != ""),
-        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port, reason: (.value | guard_reason)}]
+        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
       },
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
       counters: (if $counters then $counters | counters else null end)
@@ -150,7 +153,7 @@ def of_sockets: IN("left_out", "excluded", "guarded_service", "map_full", "refus
 
 def or_none: if . == "" then "none" else . end;
 
-def service: "port \(.port) (\(.reason))";
+def service: "port \(.port)\(if has("user") then " for user \(.user)" else "" end) (\(.reason))";
 
 def summary:
   if .loaded | not then

@@ -262,6 +262,10 @@ struct sock_common {
 };
 
 typedef struct {
+	u32 val;
+} kuid_t;
+
+typedef struct {
 	int owned;
 } socket_lock_t;
 
@@ -275,6 +279,7 @@ struct sock {
 	int sk_rcvbuf;
 	struct socket *sk_socket; /* NULL until it is accepted */
 	struct socket_wq *sk_wq;
+	kuid_t sk_uid;	    /* who made it */
 	void *sk_user_data; /* struct sk_psock, with flags in the low bits */
 	struct mem_cgroup *sk_memcg;
 	struct sock_cgroup_data sk_cgrp_data;

@@ -257,6 +257,9 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		unpair(tp, false);
 }
 
+/* Before it (5.19, and stable kernels) a reset takes a socket out (sock_map_unhash). */
+extern const void sock_map_destroy __ksym __weak;
+
 /* bpf_guard.bpf.c does so when a socket in the map closes; this one is out of it. */
 static __always_inline void forget_marks(struct tcp_sock *tp)
 {
@@ -349,6 +352,8 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 	if (!tp || !sk)
 		return;
 	unpair(tp, true);
+	if (!&sock_map_destroy)
+		forget_marks(tp);
 	if (!psock_of(tp))
 		return;
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
@@ -426,9 +431,9 @@ static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
 	if (!alone && !bpf_map_lookup_elem(&fuse_sealed, &key))
 		return;
 	bpf_map_delete_elem(&fuse_sealed, &key);
-	forget_marks(tp);
 	if (!bpf_map_delete_elem(&sock_ops_map, &key))
 		COUNT(ends_unfused);
+	forget_marks(tp); /* last, or it could be marked again */
 }
 
 /* before_segment() runs again each second, before the segment of tcp_keepalive_timer().

@@ -47,6 +47,20 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 		(const void *)sk->sk_data_ready != &sock_def_readable);
 }
 
+/*
+ * Has the service been seen to do what differs fused, or to this end's user?  One end may
+ * stay out where the other enters, which then finds no peer.
+ */
+static __always_inline bool guarded(struct service service)
+{
+	if (bpf_map_lookup_elem(&fuse_guarded, &service))
+		return true;
+	if (service.user == ANYBODY)
+		return false;
+	service.user = ANYBODY;
+	return bpf_map_lookup_elem(&fuse_guarded, &service);
+}
+
 /* The counter that tells why a socket may not enter, 0 if it may. */
 static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 				    bool connected)
@@ -58,7 +72,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? !*listed : set->listed)
 		return OUTCOME(ends_excluded);
-	if (bpf_map_lookup_elem(&fuse_guarded, &service))
+	if (guarded(service))
 		return OUTCOME(ends_guarded);
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);

@@ -112,21 +112,36 @@ static __always_inline bool in_splice_call(void)
 	return false;
 }
 
-/* Adds to the marks of a socket; returns those that it had, all if unknown. */
+/*
+ * Adds to the marks of a socket; returns those that it had, all if unknown.  Without
+ * room every socket without marks counts as a reader and a writer as only TCP has them.
+ * A socket that has left the map meanwhile was forgotten before this, or its marks go now
+ * or when they are forgotten: none stay behind.
+ */
 static __always_inline u64 mark(struct sock *sk, u64 add)
 {
 	struct settings *set = array_value(&fuse_settings);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct marks *marks, first = { .seen = add };
 	u64 cookie = bpf_get_socket_cookie(sk);
-	struct marks *marks = bpf_map_lookup_elem(&fuse_marks, &cookie), none = {};
+	struct pair_key key;
 
-	if (!marks) {
-		bpf_map_update_elem(&fuse_marks, &cookie, &none, BPF_NOEXIST);
-		marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	if (!set || !tp)
+		return ~0ULL;
+	marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	if (!marks && !bpf_map_update_elem(&fuse_marks, &cookie, &first, BPF_NOEXIST)) {
+		if (set->marks != MARKS_LOST)
+			set->marks = MARKS_KEPT;
+		if (!stored_key(tp, &key))
+			bpf_map_delete_elem(&fuse_marks, &cookie);
+		return 0;
 	}
 	if (!marks)
-		return ~0ULL; /* the map is full */
-	if (set)
-		set->marks = 1;
+		marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	if (!marks) {
+		set->marks = MARKS_LOST;
+		return ~0ULL;
+	}
 	if ((marks->seen & add) == add)
 		return marks->seen;
 	return __sync_fetch_and_or(&marks->seen, add);
@@ -144,7 +159,8 @@ static __always_inline bool may_be_adopted(struct sock *sk)
 }
 
 /*
- * Its service takes TCP from the next connection on.  Which end accepted tells
+ * Its service takes TCP from the next connection on, with this user if the end is the
+ * client's.  Which end accepted tells
  * the key under which the socket is stored: the sequence number is one more; of one
  * that may be adopted later, its counters.
  */

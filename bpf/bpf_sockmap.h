@@ -59,7 +59,7 @@ struct {
 struct settings {
 	u8 fuse;    /* 0: every message goes by TCP, no socket enters the map */
 	u8 trace;   /* 1: a line in the trace pipe for each end of a connection */
-	u8 marks;   /* 1: fuse_marks is to be looked at; set by bpf_guard.bpf.c */
+	u8 marks;   /* fuse_marks is to be looked at: MARKS_...; set by bpf_guard.bpf.c */
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 	u8 account; /* 1: bytes and age of each connection, struct direction */
 	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
@@ -86,9 +86,19 @@ struct {
 #define MARK_WRITER 2 /* writes as only TCP can */
 #define MARK_PLAIN 4  /* has read, and not so; --careful only */
 
+/* Of struct settings */
+#define MARKS_KEPT 1
+#define MARKS_LOST 2 /* there was no room: a socket without marks may have had them */
+
 struct marks {
 	u64 seen; /* MARK_... */
 };
+
+/*
+ * Of a socket in a map, and gone when it leaves that or closes.  load.sh makes it as
+ * large as the sockets can be many, those of an earlier load among them: nobody can fill
+ * it who cannot fill sock_ops_map.
+ */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -98,17 +108,24 @@ struct {
 	__type(value, struct marks);
 } fuse_marks SEC(".maps");
 
-/* Services that were seen so, or whose clients were: plain TCP from the start. */
+/*
+ * Services that were seen so: plain TCP from the start.  What its client does concerns
+ * the connections of the same user to it, and nobody else's; what the service itself
+ * does, ANYBODY's.
+ */
+#define ANYBODY (~0U) /* the kernel's own "no user" */
+
 struct service {
 	u32 netns; /* inode number, as in /proc/PID/ns/net */
 	u32 port;  /* that it listens on, host byte order */
+	u32 user;  /* who connects, as the first user namespace numbers users; ANYBODY */
 };
 
 struct {
 	__uint(pinning, PINNING);
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1024);
+	__uint(type,
+	       BPF_MAP_TYPE_LRU_HASH); /* who fills it pushes out what is not used */
+	__uint(max_entries, 16384);
 	__type(key, struct service);
 	__type(value, u32); /* enum reason */
 } fuse_guarded SEC(".maps");
@@ -284,8 +301,11 @@ static __always_inline u64 marks_of(struct tcp_sock *tp)
 {
 	u64 cookie = READ(sk_of(tp), __sk_common.skc_cookie.counter);
 	struct marks *marks = bpf_map_lookup_elem(&fuse_marks, &cookie);
+	struct settings *set = array_value(&fuse_settings);
 
-	return marks ? marks->seen : 0;
+	if (marks)
+		return marks->seen;
+	return set && set->marks == MARKS_LOST ? MARK_READER | MARK_WRITER : 0;
 }
 
 /* --careful: nothing is fused to a reader before it has been seen to read plainly. */
@@ -661,7 +681,10 @@ static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
 	return ahead <= 1;
 }
 
-/* connected: this end did; the one that accepted has the port of its service. */
+/*
+ * Of what this end does.  connected: this end did; the one that accepted has the port of
+ * its service, and cannot know who connected.
+ */
 static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
@@ -669,6 +692,7 @@ static __always_inline struct service service_of(struct tcp_sock *tp, bool conne
 	return (struct service){
 		.netns = common->skc_net.net->ns.inum,
 		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
+		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
 	};
 }
 

@@ -91,6 +91,13 @@ assert_moved() {
   ip netns del other
 }
 
+# remember USER value hex REASON: as the guard does, of port 5001 (0x1389); bytes
+remember() {
+  local netns
+  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 "$@" 0 0 0
+}
+
 # In the Debian of the applications, with these files in its /tmp
 in_root() {
   local root=$here/tests/apps/root
@@ -106,6 +113,7 @@ in_root() {
   load --account --exclude-port 80,90-99
   open_steps
   step send 1000
+  remember fe ff 0 0 value hex 2
   status --json >"$dir/on"
   rm "$BPFFS/bpf_redir"
   status --json >"$dir/damaged" || true
@@ -220,6 +228,17 @@ in_root() {
   "$BPFTOOL" map delete pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}"
 }
 
+@test "marks that the guard had no room for: every message counts as guarded, and goes by TCP" {
+  local before
+  load
+  change_settings '{"marks": 2}'
+  open_steps
+  before=$(fallbacks)
+  step send 10
+  step read 10
+  assert_moved "$before" guarded=1
+}
+
 # A client in that cgroup, of a server that is not.
 @test "a peer that is not tracked: counted as such, and no other reason" {
   local before
@@ -303,6 +322,42 @@ in_root() {
   step send 10
 }
 
+@test "what a client did concerns the connections of its user to that service, and nobody else's" {
+  local before
+  load
+  remember fe ff 0 0 value hex 2 # 65534
+  before=$(fallbacks)
+  "$TRAFFIC" flagged 5001 1000 none
+  "$TRAFFIC" flagged 5001 0 none
+  "$TRAFFIC" flagged 5002 65534 none
+  assert_moved "$before" ""
+  "$TRAFFIC" flagged 5001 65534 none
+  assert_moved "$before" "peer_unknown=1 guarded_service=1"
+  [ "$(status --json | jq -c '.guard.services[0] | [.port, .user, .reason]')" = '[5001,65534,"recv_flags"]' ]
+  status | grep -q 'by TCP: port 5001 for user 65534 (recv_flags)'
+}
+
+@test "nobody fills the guard's memory of services for good" {
+  load
+  seq 20000 | awk '{ print "map update pinned /sys/fs/bpf/sockfuse/fuse_guarded key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1 0 0 0" }' |
+    "$BPFTOOL" batch file - >/dev/null
+  remember ff ff ff ff value hex 1
+  "$TRAFFIC" flagged 5001 0 none
+  [ "$(counter ends_guarded)" -eq 2 ]
+}
+
+@test "the guard's memory of sockets has room for four at each connection, and outlives a load that needs no more" {
+  local id
+  marks() { "$BPFTOOL" -j map show pinned "$BPFFS/sockfuse/fuse_marks" | jq "$1"; }
+  load --max-connections 1000
+  [ "$(marks .max_entries)" -eq 4000 ]
+  load --max-connections 2000
+  [ "$(marks .max_entries)" -eq 8000 ]
+  id=$(marks .id)
+  load --max-connections 1000
+  [ "$(marks .id)" -eq "$id" ]
+}
+
 @test "policy, the guard's memory of services, repair mode: sockets counted as left out, for that reason" {
   local before
   load --exclude-port 5001
@@ -314,8 +369,7 @@ in_root() {
 
   load
   before=$(fallbacks)
-  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 value hex 1 0 0 0 # port 0x1389
+  remember ff ff ff ff value hex 1
   iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
   wait_for 10 listens 5001
   iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null

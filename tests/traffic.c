@@ -700,6 +700,33 @@ static int run_waitall(void)
 }
 
 /*
+ * flagged PORT UID END: one connection, of that user's, to a service of this one's at
+ * that port; 100 bytes each way.  END, client or server, reads with MSG_WAITALL.
+ */
+static int run_flagged(char **args)
+{
+	int port = atoi(args[0]), listener = listen_on("127.0.0.1", &port), pair[2];
+	const char *names[2] = { "client", "server" };
+	unsigned char got[100];
+
+	if (seteuid(atoi(args[1])))
+		fail("seteuid");
+	pair[0] = connect_from(0, "127.0.0.1", port);
+	if (seteuid(0))
+		fail("seteuid back");
+	pair[1] = accept(listener, NULL, NULL);
+	for (int reader = 0; reader < 2; reader++) {
+		send_all(pair[!reader], bytes_at(reader, 0), sizeof(got));
+		if (strcmp(args[2], names[reader]))
+			recv_all(pair[reader], got, sizeof(got));
+		else if (recv(pair[reader], got, sizeof(got), MSG_WAITALL) != sizeof(got))
+			fail("recv(MSG_WAITALL)");
+		check_bytes(got, reader, 0, sizeof(got));
+	}
+	return 0;
+}
+
+/*
  * splice HOW: two connections of one service, whose reader takes 100 bytes that are
  * there: by splice(2) (call), as a program of 32 bits calls it (ia32), by sendfile(2)
  * into a pipe (sendfile), by io_uring (uring), or, nothing that looks past fused bytes,
@@ -1681,6 +1708,8 @@ int main(int argc, char **argv)
 		return run_tuples();
 	if (argc == 2 && !strcmp(argv[1], "waitall"))
 		return run_waitall();
+	if (argc == 5 && !strcmp(argv[1], "flagged"))
+		return run_flagged(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "splice"))
 		return run_splice(argv[2]);
 	if (argc == 2 && !strcmp(argv[1], "ktls"))
@@ -1707,7 +1736,7 @@ int main(int argc, char **argv)
 		return run_steps();
 	fprintf(stderr,
 		"usage: traffic "
-		"echo|burst|stall|mix|edge|tuples|waitall|splice|ktls|hold|"
+		"echo|burst|stall|mix|edge|tuples|waitall|flagged|splice|ktls|hold|"
 		"unread|mptcp|repair|shutdown|early|busy|leave|again|steps ...\n");
 	return 2;
 }

@@ -56,9 +56,9 @@ guard_links() { "$BPFTOOL" -j link show | jq '[.[] | select(.type == "tracing")]
 
 no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" | jq -r '.[]')" ]; }
 
-# guarded: "PORT REASON" of each service that is remembered
+# guarded: "PORT USER REASON" of each service that is remembered
 guarded() {
-  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.value)"'
+  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.key.user) \(.value)"'
 }
 
 # proxied PORT: 1 GB and 10,000 short connections
@@ -126,6 +126,45 @@ proxied() {
   # Loading again clears the list.
   load
   [ -z "$(guarded)" ]
+}
+
+# flagged UID END: what moved in a connection to port 5001, "GUARDED FUSED"
+flagged() {
+  local before
+  before=$(counters)
+  "$TRAFFIC" flagged 5001 "$@"
+  echo "$(($(counter ends_guarded) - $(counter ends_guarded "$before"))) $(($(counter fused_messages) - $(counter fused_messages "$before")))"
+}
+
+@test "a client that reads with MSG_WAITALL changes its own user's next connections, a server that does everybody's" {
+  load
+  [ "$(flagged 65534 client)" = "0 2" ]
+  [ "$(guarded)" = "5001 65534 2" ]
+  [ "$(flagged 65534 none)" = "1 0" ]
+  [ "$(flagged 1000 none)" = "0 2" ]
+  [ "$(flagged 1000 server)" = "0 2" ]
+  [ "$(guarded | sort)" = "5001 4294967295 2
+5001 65534 2" ]
+  [ "$(flagged 0 none)" = "2 0" ]
+}
+
+@test "no room for what is seen of a socket: messages go by TCP" {
+  local key
+  load --max-connections 2
+  for key in {1..8}; do
+    "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_marks" key 0 0 0 0 0 0 0 "$key" value 0 0 0 0 0 0 0 0
+  done
+  "$TRAFFIC" flagged 5001 65534 client
+  [ "$(counter tcp_guarded)" -gt 0 ]
+  "$TRAFFIC" flagged 5002 65534 none
+  [ "$(counter tcp_guarded)" -ge 3 ]
+}
+
+@test "the marks of a socket go when it closes, is reset or is no longer in the map" {
+  load
+  "$TRAFFIC" flagged 5001 0 client
+  "$TRAFFIC" flagged 5002 0 server
+  wait_for 10 no_marks
 }
 
 # Refused once, remembered, and the next connection is TCP's.
