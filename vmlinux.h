@@ -331,6 +331,8 @@ struct tcp_sock {
 /* linux/skbuff.h */
 struct sk_buff {
 	u32 hash;
+	u8 l4_hash : 1; /* of a socket, or of ports */
+	u8 sw_hash : 1; /* worked out from the packet by the kernel */
 };
 
 /* linux/filter.h: what struct bpf_sock_ops stands for */

