@@ -159,9 +159,9 @@ static __always_inline bool claim(struct dialled *found, u64 from, u64 accepted)
  * random number that nobody can choose, nor see but who sees their packets.  A wrong one
  * leaves the socket that connected alone for good, so there is one guess in 2^64 and no
  * second.  (A SYN-ACK that is sent again, or a SYN cookie, has another number than the
- * end that accepts: that connection is TCP's.)  Both roles have keys of their own, and the entry here outlives whoever of the
- * two closes first, so what is stored under the key of a live socket's peer is its peer
- * or nothing.
+ * end that accepts: that connection is TCP's.)  Both roles have keys of their own, and
+ * the entry here outlives whoever of the two closes first, so what is stored under the
+ * key of a live socket's peer is its peer or nothing.
  *
  * True: this end may enter.
  */
