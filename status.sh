@@ -105,7 +105,7 @@ read_state() {
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
-  [[ -e $PIN_SOCKOPS ]] || sockops=(id "$(our_programs | jq -r 'select(.name == "bpf_sockops").id' | tail -n 1)")
+  [[ -e $PIN_SOCKOPS ]] || sockops=(id "$(our_programs | jq -r --argjson id "$settings" 'select(.name == "bpf_sockops" and .settings == $id).id' | tail -n 1)")
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
