@@ -92,12 +92,13 @@ static __always_inline u64 age_of(struct tcp_sock *tp, const struct pair_key *ke
 	return now - (*own_seen > *peer_seen ? *own_seen : *peer_seen);
 }
 
-static __always_inline bool call_back(struct tcp_sock *tp)
+static __always_inline bool call_back(struct tcp_sock *tp, struct direction *direction)
 {
 	int flags = 0;
 
 	if (bpf_getsockopt(tp, SOL_TCP, SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return false;
+	direction->shared = !!(flags & BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 	flags |= CALLBACKS;
 	return !bpf_setsockopt(tp, SOL_TCP, SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 }
@@ -120,7 +121,7 @@ static __always_inline void adopt(struct settings *set, struct tcp_sock *tp,
 	direction->disconnects = disconnects_of(tp);
 	if (set->account)
 		direction->since = bpf_ktime_get_ns();
-	if (!call_back(tp) || bpf_map_update_elem(map, key, tp, BPF_NOEXIST)) {
+	if (!call_back(tp, direction) || bpf_map_update_elem(map, key, tp, BPF_NOEXIST)) {
 		bpf_sk_storage_delete(&fuse_directions, tp);
 		return;
 	}

@@ -59,21 +59,26 @@ struct {
 } fuse_dialled SEC(".maps");
 
 /*
- * What closed() and load.sh --account want to know of the time before.  Few sockets
- * failed to connect before they did.  False: there is no memory.
+ * What is to be known of the time before: how often the socket was disconnected, for
+ * closed(); whether another sockops program of the host has asked for the callback
+ * already, for stop_calling(); when it began, for load.sh --account.  Few sockets have
+ * something to remember.  False: there is no memory.
  */
-static __always_inline bool remember(struct bpf_sock *sk, struct settings *set,
+static __always_inline bool remember(struct bpf_sock_ops *skops, struct settings *set,
 				     int disconnects)
 {
+	bool shared = skops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
+	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
 
-	if (!set->account && !disconnects)
+	if (!sk || (!set->account && !disconnects && !shared))
 		return true;
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
 				       BPF_SK_STORAGE_GET_F_CREATE);
 	if (!direction)
 		return false;
 	direction->disconnects = disconnects;
+	direction->shared = shared;
 	if (set->account)
 		direction->since = bpf_ktime_get_ns();
 	return true;
@@ -245,7 +250,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		outcome = OUTCOME(ends_left_out);
 	if (!outcome && !local)
 		outcome = pair(skops, tp, connected);
-	if (!outcome && !remember(sk, set, disconnects_of(tp)))
+	if (!outcome && !remember(skops, set, disconnects_of(tp)))
 		outcome = OUTCOME(ends_refused);
 	if (outcome) {
 		count(outcome);
@@ -511,7 +516,7 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 		return;
 	leave(set, tp, direction, found & WAITER_EDGE);
 	psock = psock_of(tp);
-	if (psock || !(found & WAITER_EDGE))
+	if (psock)
 		start_probing(skops);
 	if (found & WAITER_EDGE && no_fused_bytes(psock))
 		set_option(skops, SOL_SOCKET, SO_RCVLOWAT, sk_of(tp)->sk_rcvlowat);
@@ -543,10 +548,21 @@ static __always_inline void leave_if_alone(struct tcp_sock *tp)
 }
 
 /*
- * Before each segment of an end that was tracked, under its lock.  The callback stays on
- * for the life of the socket: other sockops programs of the host may have asked for it,
- * too, and share its flag.
+ * A socket that is out of the map needs the callback no more, and pays for it with each
+ * call of sendmsg() (tcp_current_mss()).  Its flag is one for all sockops programs of the
+ * host, so it stays where another one had set it.
  */
+static __always_inline void stop_calling(struct bpf_sock_ops *skops,
+					 struct direction *direction)
+{
+	u32 flags = skops->bpf_sock_ops_cb_flags;
+
+	if (!direction || !(direction->shared || direction->probing_since))
+		bpf_sock_ops_cb_flags_set(skops,
+					  flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
+/* Before each segment of an end that was tracked, under its lock. */
 static __always_inline void before_segment(struct bpf_sock_ops *skops)
 {
 	struct settings *set = array_value(&fuse_settings);
@@ -559,8 +575,6 @@ static __always_inline void before_segment(struct bpf_sock_ops *skops)
 		return;
 	leave_if_alone(tp);
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
-	if (is_out(tp) && !direction)
-		return;
 	if (direction && direction->peer) {
 		if (direction->seam)
 			mend_as_sender(direction);
@@ -573,6 +587,8 @@ static __always_inline void before_segment(struct bpf_sock_ops *skops)
 	else if (direction && direction->probing_since &&
 		 bpf_ktime_get_ns() - direction->probing_since > PROBING_NS)
 		stop_probing(skops, direction);
+	if (is_out(tp))
+		stop_calling(skops, direction);
 }
 
 SEC("sockops")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh SECONDS [NAME...]: each adversary (see adversaries.c), or those named, on plain
+# run.sh SECONDS [NAME...]: the adversaries (see adversaries.c), or those named, on plain
 # TCP and fused by turns, for SECONDS in all (make adversaries).  Prints what went wrong
 # on either, with the seeds where it did.  Loads sockfuse unless it is.  Inside
 # isolate.sh only.
@@ -17,6 +17,7 @@ FAULTS=(lost reordered failed hung)
 seconds=$1
 shift
 (($#)) || set -- "${ALL[@]}"
+seconds=$((seconds / $#))
 pairs=$((seconds / 20)) # of turns
 ((pairs >= 2)) || pairs=2
 slice=$((seconds * 500 / pairs))e-3
