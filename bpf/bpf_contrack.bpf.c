@@ -17,9 +17,11 @@
 #define SOL_TCP 6
 #define TCP_KEEPIDLE 4
 #define TCP_KEEPINTVL 5
+#define TCP_KEEPCNT 6
 #define RCV_SHUTDOWN 1
 #define PROBING_NS 1000000000
-#define PROBE 1 /* of each option that start_probing() sets: yes, and a second */
+#define PROBE 1	   /* of the options that start_probing() sets: yes, and a second */
+#define PROBES 127 /* that may go unanswered, the most there can be */
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -292,11 +294,11 @@ static __always_inline void set_option(struct bpf_sock_ops *skops, int level, in
 
 /* Puts an option back, unless the application has set it meanwhile. */
 static __always_inline void restore(struct bpf_sock_ops *skops, int level, int option,
-				    int value)
+				    int ours, int value)
 {
 	int now = 0;
 
-	if (!bpf_getsockopt(skops, level, option, &now, sizeof(now)) && now == PROBE)
+	if (!bpf_getsockopt(skops, level, option, &now, sizeof(now)) && now == ours)
 		set_option(skops, level, option, value);
 }
 
@@ -304,9 +306,10 @@ static __always_inline void stop_probing(struct bpf_sock_ops *skops,
 					 struct direction *direction)
 {
 	direction->probing_since = 0;
-	restore(skops, SOL_TCP, TCP_KEEPIDLE, direction->keepidle);
-	restore(skops, SOL_TCP, TCP_KEEPINTVL, direction->keepintvl);
-	restore(skops, SOL_SOCKET, SO_KEEPALIVE, direction->keepalive);
+	restore(skops, SOL_TCP, TCP_KEEPIDLE, PROBE, direction->keepidle);
+	restore(skops, SOL_TCP, TCP_KEEPINTVL, PROBE, direction->keepintvl);
+	restore(skops, SOL_TCP, TCP_KEEPCNT, PROBES, direction->keepcnt);
+	restore(skops, SOL_SOCKET, SO_KEEPALIVE, PROBE, direction->keepalive);
 }
 
 /*
@@ -397,11 +400,11 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *
  * An end that has closed has no psock, either: to the other that is as good as 3.
  *
- * What is read of the other end: B's queue is read by A in seal() only so that no TCP
- * byte gets behind a fused one of an edge-triggered reader; a stale answer costs that
- * reader time (mend_as_reader()).  That B's psock is gone is never unsaid.  The cached
- * address of B may be another socket's once B has been freed; then B has closed, and
- * whatever is read there leaves A in the map, or takes it out, which are both right.
+ * What is read of the other end: each reads the other's queue, but for step 3, only so
+ * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
+ * costs that reader time (mend_as_reader()).  That B's psock is gone is never unsaid. The
+ * cached address of B may be another socket's once B has been freed; then B has closed,
+ * and whatever is read there leaves A in the map, or takes it out, which are both right.
  */
 static __always_inline bool is_out(struct tcp_sock *tp)
 {
@@ -421,7 +424,9 @@ static __always_inline void seal(struct settings *set, struct tcp_sock *tp,
 	struct pair_key reader;
 	u8 yes = 1;
 
-	if (direction->sealed || !no_fused_bytes(psock_of(direction->peer)))
+	if (direction->sealed && is_out(direction->peer))
+		return;
+	if (!no_fused_bytes(psock_of(direction->peer)) || !no_fused_bytes(psock_of(tp)))
 		return;
 	if (!is_out(tp) && !direction->quiet && !nobody_inside(tp))
 		return;
@@ -430,6 +435,12 @@ static __always_inline void seal(struct settings *set, struct tcp_sock *tp,
 		return;
 	direction->sealed = 1;
 	set->sealed = 1;
+}
+
+/* By TCP this end would get behind what it has sent fused. */
+static __always_inline bool answer_waits(struct direction *direction)
+{
+	return direction && direction->peer && !no_fused_bytes(psock_of(direction->peer));
 }
 
 /* Steps 2 and 3; wanted: the latter has a use, too. */
@@ -444,7 +455,8 @@ static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
 	if (!psock || !no_fused_bytes(psock) || !(alone || set->sealed) ||
 	    !stored_key(tp, &key))
 		return;
-	if (!alone && !bpf_map_lookup_elem(&fuse_sealed, &key))
+	if (!alone &&
+	    (answer_waits(direction) || !bpf_map_lookup_elem(&fuse_sealed, &key)))
 		return;
 	bpf_map_delete_elem(&fuse_sealed, &key);
 	if (!bpf_map_delete_elem(&sock_ops_map, &key))
@@ -468,11 +480,13 @@ static __always_inline void start_probing(struct bpf_sock_ops *skops)
 	    bpf_getsockopt(skops, SOL_SOCKET, SO_KEEPALIVE, &direction->keepalive,
 			   size) ||
 	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPIDLE, &direction->keepidle, size) ||
-	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &direction->keepintvl, size))
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPINTVL, &direction->keepintvl, size) ||
+	    bpf_getsockopt(skops, SOL_TCP, TCP_KEEPCNT, &direction->keepcnt, size))
 		return;
 	direction->probing_since = bpf_ktime_get_ns();
 	set_option(skops, SOL_TCP, TCP_KEEPIDLE, PROBE);
 	set_option(skops, SOL_TCP, TCP_KEEPINTVL, PROBE);
+	set_option(skops, SOL_TCP, TCP_KEEPCNT, PROBES);
 	set_option(skops, SOL_SOCKET, SO_KEEPALIVE, PROBE);
 }
 

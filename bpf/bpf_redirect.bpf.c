@@ -308,20 +308,21 @@ static __always_inline bool much_of_a_file(u32 size)
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
-	u32 found = 0;
+	u64 address = address_of(peer), at;
+	u32 seen = READ(peer, copied_seq);
 
 	for (int look = 0; look < 2; look++) {
-		read_barrier(); /* copied_seq, or the queue of the first look */
-		if (READ(sk_of(peer), sk_lock.owned))
+		at = after(seen, address);
+		seen = READ(sk_of((struct tcp_sock *)at), sk_lock.owned);
+		if (seen)
 			return true;
-		read_barrier();
-		found = waiters_of(address_of(peer), SLEEPS_FUSED);
-		if (found & WAITER_IN_TCP)
+		seen = waiters_of(after(seen, address), SLEEPS_FUSED);
+		if (seen & WAITER_IN_TCP)
 			return true;
 	}
-	read_barrier();
-	return READ(sk_of(peer), sk_lock.owned) ||
-	       references(psock_of(peer)) < 1 + HARMLESS_ONES(found);
+	at = after(seen, address);
+	return READ(sk_of((struct tcp_sock *)at), sk_lock.owned) ||
+	       references(psock_of((struct tcp_sock *)at)) < 1 + HARMLESS_ONES(seen);
 }
 
 /*
@@ -486,24 +487,33 @@ static __always_inline bool several_readers(struct tcp_sock *peer, u32 found)
 	       HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
+/* What a message by TCP means to the reader, who is told in bpf_contrack.bpf.c. */
+static __always_inline void note_reader(struct settings *set, struct direction *direction,
+					u32 outcome)
+{
+	struct tcp_sock *peer = direction->peer;
+	u32 found;
+
+	if (!peer || direction->sealed)
+		return;
+	found = waiters(peer);
+	if (!nothing_fused(set, peer))
+		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
+	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, found))
+		direction->leaving = 1;
+}
+
 static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
 				 struct tcp_sock *peer, struct direction *direction)
 {
-	struct settings *set = array_value(&fuse_settings);
-	u32 outcome = speaks_against(msg, own, peer, direction), found;
+	u32 outcome = speaks_against(msg, own, peer, direction);
 
 	if (outcome == FUSED)
 		return FUSED;
 	if (!direction)
 		direction = direction_of(msg);
-	if (direction) {
-		found = waiters(peer);
+	if (direction)
 		direction->peer = peer;
-		if (set && !nothing_fused(set, peer))
-			direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
-		if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, found))
-			direction->leaving = 1;
-	}
 	return outcome;
 }
 
@@ -514,8 +524,9 @@ static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
  * the message is in the peer's queue.  It took that before it took the lock that is held
  * now, so whoever is under way is counted.  Two references are the map's and that of the
  * call that this runs for.  Each sleeper in tcp_bpf_recvmsg() has one as well, and enters
- * and leaves the wait queue under the same lock.  Whatever else is inside, waiting for
- * the lock perhaps, answers no, which is safe.
+ * and leaves the wait queue under the same lock.  (Pollers come and go without it, and
+ * may lead the walk astray, so two walks must agree.)  Whatever else is inside, waiting
+ * for the lock perhaps, answers no, which is safe.
  *
  * direction->quiet keeps a yes until the next message is fused: no verdict falls
  * without this program, so nobody gets under way in between.
@@ -529,7 +540,8 @@ static __always_inline bool quiet(struct tcp_sock *own)
 	if (!others)
 		return true;
 	found = waiters_of(address_of(own), SLEEPS_FUSED);
-	return others == HARMLESS_ONES(found);
+	return others == HARMLESS_ONES(found) && !(found & WAITER_IN_TCP) &&
+	       found == waiters_of(address_of(own), SLEEPS_FUSED);
 }
 
 /* The peer, to whom the message goes now; NULL if it is not in the map. */
@@ -545,15 +557,18 @@ static __always_inline struct tcp_sock *redirect(struct sk_msg_md *msg,
 }
 
 /*
- * Takes a redirect back, of a sender that is in_map().  The key is that of the map's
- * element: a guess at which end this is could name the socket of a stranger, whose TCP
- * would then send the message.
+ * Takes a redirect back, of a sender that is in_map(): one of this call, or of the one
+ * before if the kernel asks again for the rest of a message of which it could deliver a
+ * part (the address stays in sk_msg).  The key is that of the map's element: a guess at
+ * which end this is could name the socket of a stranger, whose TCP would then send the
+ * message.
  */
 static __always_inline void send_by_own_tcp(struct sk_msg_md *msg, struct tcp_sock *own)
 {
+	struct sk_msg *kernel = (void *)msg;
 	struct pair_key key;
 
-	if (stored_key(own, &key))
+	if (READ(kernel, sk_redir) && stored_key(own, &key))
 		bpf_msg_redirect_hash(msg, &sock_ops_map, &key, 0);
 }
 
@@ -636,6 +651,19 @@ static __always_inline bool state_is_old(struct settings *set, struct tcp_sock *
 	       bpf_ktime_get_ns() / 1000 - own->tcp_mstamp > set->refresh * US_PER_S;
 }
 
+/*
+ * The other end has sealed its direction, and waits for the acknowledgment of what it
+ * sent: by TCP the message takes that along, and with its segment this end can leave.
+ * Else the acknowledgment comes 40 ms later, for which Nagle holds the other's next.
+ */
+static __always_inline bool may_go(struct settings *set, struct tcp_sock *own)
+{
+	struct pair_key key;
+
+	return set->sealed && own->rcv_wup != own->rcv_nxt && stored_key(own, &key) &&
+	       bpf_map_lookup_elem(&fuse_sealed, &key);
+}
+
 /* Of the sender alone, whoever the peer is. */
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own)
@@ -648,6 +676,8 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 		return OUTCOME(tcp_guarded);
 	if (state_is_old(set, own))
 		return OUTCOME(tcp_refresh);
+	if (may_go(set, own))
+		return OUTCOME(tcp_backlog_number);
 	return FUSED;
 }
 
@@ -728,6 +758,7 @@ int bpf_redir(struct sk_msg_md *msg)
 	}
 	if (!set || !set->fuse) {
 		COUNT(tcp_switched_off);
+		send_by_own_tcp(msg, own);
 		make_whole(msg, own);
 		return SK_PASS;
 	}
@@ -755,10 +786,8 @@ int bpf_redir(struct sk_msg_md *msg)
 		if (direction)
 			direction->peer = peer;
 		outcome = falls_back(msg, own, peer, direction);
-		if (outcome) {
-			send_by_own_tcp(msg, own);
+		if (outcome)
 			goto by_tcp;
-		}
 	}
 	if (msg->size >= BULK_BYTES && streams(own, peer) &&
 	    backlog_of(peer) > CACHE_BYTES)
@@ -766,7 +795,6 @@ int bpf_redir(struct sk_msg_md *msg)
 	await_lock(peer);
 	if (is_going(peer)) {
 		outcome = OUTCOME(tcp_peer_unknown);
-		send_by_own_tcp(msg, own);
 		goto by_tcp;
 	}
 
@@ -788,9 +816,11 @@ int bpf_redir(struct sk_msg_md *msg)
 
 by_tcp:
 	count(outcome);
+	send_by_own_tcp(msg, own);
 	make_whole(msg, own);
 	direction = direction_of(msg);
 	if (direction) {
+		note_reader(set, direction, outcome);
 		if (!direction->quiet)
 			direction->quiet = quiet(own);
 		direction->outcome = outcome;

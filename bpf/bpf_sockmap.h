@@ -212,9 +212,10 @@ struct direction {
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
-	int keepalive;	   /* the three as the application had set them */
+	int keepalive;	   /* these as the application had set them */
 	int keepidle;
 	int keepintvl;
+	int keepcnt;
 	u32 outcome;	 /* of the last message, OUTCOME() */
 	u64 since;	 /* ktime at which it was established; 0: not accounted */
 	u64 fused_bytes; /* since then */
@@ -367,17 +368,13 @@ static __always_inline bool kernel_reads(struct tcp_sock *tp)
 }
 
 /*
- * What was read before it was read before what is read after it.  x86 keeps loads in
- * order anyway; arm64 does not.
+ * The address, once what was seen has been read.  x86 keeps loads in order anyway; arm64
+ * keeps those whose address comes from the value of one before, as here.
  */
-static __always_inline void read_barrier(void)
+static __always_inline u64 after(u64 seen, u64 address)
 {
-#ifndef OLD_LOADER /* there bpf_probe_read_kernel() reads, on x86 */
-	u64 word = 0;
-
-	__sync_fetch_and_add(&word, 1);
-	asm volatile("" : : "r"(&word) : "memory");
-#endif
+	asm volatile("%0 &= 0\n\t%1 += %0" : "+r"(seen), "+r"(address));
+	return address;
 }
 
 /* For such a reader; one that was fused to before --careful may have bytes waiting. */
@@ -485,7 +482,7 @@ __weak u32 sleeps_in(u64 waiter)
 /*
  * Does this waiter of epoll or io_uring learn of what there is only once?  An
  * edge-triggered epoll does, and one that is itself in the set of another epoll may.
- * Of io_uring a multishot poll does.
+ * Of io_uring a multishot poll does, and the others have the same function.
  */
 static __always_inline bool told_once(struct wait_queue_entry *waiter, const void *func)
 {

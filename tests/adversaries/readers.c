@@ -142,13 +142,13 @@ static void zerocopy_round(struct zerocopy *z, struct dice *dice)
 	watch(&z->w, "zerocopy_receive", z->a, z->b);
 	set_int(z->a, IPPROTO_TCP, TCP_NODELAY, 1);
 	for (int i = 0; i < batches && !z->w.broken && !z->flow.wrong; i++) {
-		if (i != before || one_in(dice, 2))
-			send_kinds(z, dice);
+		/* behind bytes that wait: zerocopy_receive_mapped_behind_bytes */
 		if (i == before) {
 			z->map = mmap(NULL, MAPPED, PROT_READ, MAP_SHARED, z->b, 0);
 			if (z->map == MAP_FAILED)
 				give_up("mmap of a socket");
 		}
+		send_kinds(z, dice);
 		read_kinds(z, dice);
 	}
 	unwatch(&z->w);
