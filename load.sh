@@ -28,7 +28,8 @@ what is loaded; live connections go on.
                          at most 255; 0: never)
   --port LIST            only the connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
-  --exclude-port LIST    not the connections to those
+  --exclude-port LIST    not the connections to those; nor to 564,2049,3240,3260,
+                         4420,10809, which the kernel serves, unless --port has them
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
   --sidecar PORT         connections of the processes in --cgroup go to the proxy that
@@ -266,16 +267,19 @@ fill() {
     die "$EX_FAILED" "the $2 were not taken" "try: $BPFTOOL map show pinned $STAGING/maps/$1"
 }
 
-# The policy is there before the program is attached.
+# Services whose programs hand an established connection to the kernel, which then reads
+# past what was fused: 9P, NFS, USB/IP, iSCSI, NVMe/TCP, NBD.
+readonly KERNEL_PORTS=564,2049,3240,3260,4420,10809
+
+# The policy is there before the program is attached.  Of two lines for a port the last counts.
 set_policy() {
-  if [[ $LISTED$EXCLUDE ]]; then
-    say "+ $BPFTOOL map update pinned $STAGING/maps/$PORTS (ports${LISTED:+ ${LISTED#,}}${EXCLUDE:+ but not ${EXCLUDE#,}})"
-    {
-      ports_of --port "$LISTED" | sed 's/$/ 1/'
-      ports_of --exclude-port "$EXCLUDE" | sed 's/$/ 0/'
-    } | awk -v little="$(little_endian && echo 1)" '
-      { high = int($1 / 256); low = $1 % 256; print (little ? low " " high : high " " low), "value", $2 }' | fill "$PORTS" ports
-  fi
+  say "+ $BPFTOOL map update pinned $STAGING/maps/$PORTS (ports${LISTED:+ ${LISTED#,}} but not $KERNEL_PORTS$EXCLUDE)"
+  {
+    ports_of KERNEL_PORTS "$KERNEL_PORTS" | sed 's/$/ 2/'
+    ports_of --port "$LISTED" | sed 's/$/ 1/'
+    ports_of --exclude-port "$EXCLUDE" | sed 's/$/ 0/'
+  } | awk -v little="$(little_endian && echo 1)" '
+    { high = int($1 / 256); low = $1 % 256; print (little ? low " " high : high " " low), "value", $2 }' | fill "$PORTS" ports
   if ((${#NETWORKS[@]})); then
     say "+ $BPFTOOL map update pinned $STAGING/maps/$NETS (${NETWORKS[*]})"
     network_keys | sed 's/$/ value 1/' | fill "$NETS" networks

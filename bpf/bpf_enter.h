@@ -11,7 +11,10 @@
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
 
-/* Ports of services: those of load.sh --port, 1, and of --exclude-port, 0. */
+/*
+ * Ports of services: those of load.sh --port, 1; of --exclude-port, 0; and those that are
+ * left out unless they are listed, 2.
+ */
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -70,7 +73,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	u8 *listed;
 
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
-	if (listed ? !*listed : set->listed)
+	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
 	if (guarded(service))
 		return OUTCOME(ends_guarded);

@@ -223,15 +223,52 @@ tracked() { (($(counter ends_tracked) >= $1)); }
 
 @test "excluded ports: their services stay out of the map at both ends, others do not" {
   load --exclude-port 1,7441-7443
-  iperf3 -s -1 -p 7442 >/dev/null 2>&1 3>&- &
-  wait_for 10 listens 7442
-  iperf3 -c 127.0.0.1 -p 7442 -n 1M >/dev/null
+  talk_at 7442
   counters
   [ "$(counter ends_excluded)" -eq 4 ]
   [ "$(counter ends_tracked)" -eq 0 ]
   "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
   [ "$(counter ends_tracked)" -eq 2 ]
   [ "$(counter fused_bytes)" -eq 2000 ]
+}
+
+@test "services whose connections the kernel reads stay out, unless --port has them" {
+  local before
+  load
+  talk_at 3260
+  [ "$(counter ends_excluded)" -eq 4 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+  load --port 3260
+  before=$(counter ends_tracked)
+  talk_at 3260
+  [ "$(counter ends_tracked)" -eq $((before + 4)) ]
+}
+
+# talk_at PORT: two connections, those of iperf3
+talk_at() {
+  iperf3 -s -1 -p "$1" >/dev/null 2>&1 3>&- &
+  wait_for 10 listens "$1"
+  iperf3 -c 127.0.0.1 -p "$1" -n 1M >/dev/null
+}
+
+# Nagle holds the last piece of a message until the first is acknowledged, 40 ms later.
+@test "a message of several pieces that goes by TCP is as fast as without sockfuse" {
+  local size
+  load
+  for size in 40000 70000 100000; do
+    coproc WHOLE { exec "$TRAFFIC" whole "$size" 100 3>&-; }
+    SERVER=$WHOLE_PID
+    read -r -t 20 output <&"${WHOLE[0]}"
+    set_fuse 0
+    echo >&"${WHOLE[1]}"
+    read -r -t 60 output <&"${WHOLE[0]}"
+    wait "$SERVER"
+    SERVER=
+    set_fuse 1
+    echo "$size: $output"
+    (($(value slow) < 50)) # of 100; 98 and more without the rule
+  done
+  (($(counter tcp_switched_off) >= 600))
 }
 
 @test "a TLS download, openssl s_server to curl, arrives as it was sent" {

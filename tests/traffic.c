@@ -1570,6 +1570,56 @@ static int run_again(char **args)
 }
 
 /*
+ * whole SIZE ROUNDS: says "connected", waits for a line, and sends SIZE bytes again and
+ * again, each time for an answer of one byte; slow: rounds of 30 ms and more.
+ */
+struct whole_job {
+	int fd, rounds;
+	size_t size;
+};
+
+static void *whole_server(void *argument)
+{
+	struct whole_job *job = argument;
+	unsigned char *buffer = malloc(job->size);
+
+	for (int i = 0; i < job->rounds; i++) {
+		recv_all(job->fd, buffer, job->size);
+		check_bytes(buffer, 1, i, job->size);
+		send_all(job->fd, buffer, 1);
+	}
+	free(buffer);
+	return NULL;
+}
+
+static int run_whole(char **args)
+{
+	struct whole_job job = { .size = atoi(args[0]), .rounds = atoi(args[1]) };
+	int port = 0, listener = listen_on("127.0.0.1", &port), pair[2], slow = 0;
+	unsigned char answer;
+	pthread_t server;
+	char line[16];
+
+	make_pair_at(listener, port, pair);
+	job.fd = pair[1];
+	printf("connected\n");
+	fflush(stdout);
+	if (!fgets(line, sizeof(line), stdin) ||
+	    pthread_create(&server, NULL, whole_server, &job))
+		return 1;
+	for (int i = 0; i < job.rounds; i++) {
+		double from = now_ms();
+
+		send_all(pair[0], bytes_at(1, i), job.size);
+		recv_all(pair[0], &answer, 1);
+		slow += now_ms() - from > 30;
+	}
+	pthread_join(server, NULL);
+	printf("rounds=%d slow=%d\n", job.rounds, slow);
+	return 0;
+}
+
+/*
  * steps: one connection whose client sends and whose server reads, as lines on
  * standard input say, each answered with "ok":
  *	send N [TIMES]	in one send() each
@@ -1730,6 +1780,8 @@ int main(int argc, char **argv)
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "whole"))
+		return run_whole(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "again"))
 		return run_again(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "steps"))
@@ -1737,6 +1789,6 @@ int main(int argc, char **argv)
 	fprintf(stderr,
 		"usage: traffic "
 		"echo|burst|stall|mix|edge|tuples|waitall|flagged|splice|ktls|hold|"
-		"unread|mptcp|repair|shutdown|early|busy|leave|again|steps ...\n");
+		"unread|mptcp|repair|shutdown|early|busy|leave|again|whole|steps ...\n");
 	return 2;
 }
