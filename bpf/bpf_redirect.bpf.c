@@ -477,14 +477,19 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 
 /*
  * Several readers that sleep on one socket: one may be woken by TCP bytes that another
- * takes, go on into tcp_recvmsg() all the same, unseen on its way, and stay there.
+ * takes, go on into tcp_recvmsg() all the same, unseen on its way, and stay there.  So
+ * where two have ever been seen asleep, nothing is fused behind a fallback.
  */
 #define SEVERAL 2
 
-static __always_inline bool several_readers(struct tcp_sock *peer, u32 found)
+static __always_inline bool several_readers(struct tcp_sock *peer)
 {
-	return SLEEPERS(found) >= SEVERAL &&
-	       HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
+	struct socket_wq *queue = READ(sk_of(peer), sk_wq);
+	struct list_head *head = &queue->wait.head, *first = READ(head, next);
+
+	if (first == head || READ(first, next) == head)
+		return false; /* nearly always */
+	return HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
 /* What a message by TCP means to the reader, who is told in bpf_contrack.bpf.c. */
@@ -499,7 +504,7 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 	found = waiters(peer);
 	if (!nothing_fused(set, peer))
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
-	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, found))
+	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer))
 		direction->leaving = 1;
 }
 
@@ -749,6 +754,7 @@ int bpf_redir(struct sk_msg_md *msg)
 	struct settings *set = array_value(&fuse_settings);
 	struct tcp_sock *own, *known, *peer;
 	struct direction *direction;
+	bool several;
 	u32 outcome;
 
 	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
@@ -800,12 +806,14 @@ int bpf_redir(struct sk_msg_md *msg)
 
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
-	if (!direction && bpf_get_prandom_u32() % SAMPLE == 0) {
+	several = several_readers(peer);
+	if (!direction && (several || bpf_get_prandom_u32() % SAMPLE == 0)) {
 		direction = direction_of(msg);
 		if (direction)
 			direction->peer = peer;
 	}
 	if (direction) {
+		direction->leaving |= several;
 		direction->quiet = 0;
 		direction->outcome = FUSED;
 		direction->fused_bytes += msg->size;
