@@ -159,7 +159,7 @@ install: objects
 	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
 		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
 	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
-	$(Q)install -m 644 common.sh preflight.sh status.jq $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 common.sh preflight.sh status.jq splicers $(DESTDIR)$(LIBDIR)
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true

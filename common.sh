@@ -18,6 +18,7 @@ readonly COUNTERS=fuse_counters
 readonly MARKS=fuse_marks
 readonly GUARDED=fuse_guarded
 readonly DIRECTIONS=fuse_directions
+readonly PROGRAMS=fuse_programs
 readonly SIDECAR_MAP=fuse_sidecar
 readonly PORTS=fuse_ports
 readonly NETS=fuse_nets

@@ -259,8 +259,15 @@ network_keys() {
 # In the host's byte order, as keys are
 little_endian() { [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]]; }
 bytes_u16() { if little_endian; then echo "$(($1 % 256)) $(($1 / 256))"; else echo "$(($1 / 256)) $(($1 % 256))"; fi; }
+# native_u32 NUMBER, of 32 bits
+native_u32() {
+  local bytes
+  read -ra bytes < <(little "$1" 4)
+  if little_endian; then echo "${bytes[*]}"; else echo "${bytes[3]} ${bytes[2]} ${bytes[1]} ${bytes[0]}"; fi
+}
 bytes_u32() { if little_endian; then echo "$(bytes_u16 "$1") 0 0"; else echo "0 0 $(bytes_u16 "$1")"; fi; }
 
+readonly MAY_SPLICE=6 # enum reason
 # fill MAP WHAT: lines of "KEY value VALUE" into it, all at once
 fill() {
   sed "s|^|map update pinned $STAGING/maps/$1 key |" | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
@@ -424,7 +431,7 @@ stage() {
     OLD_SETTINGS=$settings
   elif [[ $settings ]]; then
     reuse_settings=(map name "$SETTINGS" id "$settings")
-    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, nets, listed, refresh, nonblocking}')
+    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, nets, listed, refresh, nonblocking, splicers}')
     SETTINGS_MAP=(id "$settings")
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" ||
@@ -486,7 +493,52 @@ guard() {
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
     die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out; it needs BTF trampolines and bpftool 7.5"
-  say "Not guarded here: splice from a socket, MSG_WAITALL, MSG_TRUNC, MSG_OOB, kTLS (docs/semantics.md): $why"
+  SPLICERS=1
+  UNGUARDED=$why
+}
+
+# Names of programs that may splice from their sockets: the project's list, and the administrator's
+splicer_names() { { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'; }
+
+# catches PID SIGNAL...: whether the process handles each of them
+catches() {
+  local caught signal
+  caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null)
+  for signal in "${@:2}"; do
+    ((0x${caught:-0} >> (signal - 1) & 1)) || return 1
+  done
+}
+
+# "NETNS PORT" of each service of this network namespace whose program may splice.  Go handles all
+# signals; of those that others handle, too, SIGURG is the rare one.
+splicing_services() {
+  local netns line name pid port
+  netns=$(stat -L -c %i /proc/self/ns/net)
+  ss -Hltnp 2>/dev/null | while read -r _ _ _ port line; do
+    port=${port##*:}
+    while read -r name pid; do
+      if grep -qxF -- "$name" <<<"$SPLICER_NAMES" || catches "$pid" 7 11 23; then
+        echo "$netns $port"
+      fi
+    done < <(grep -oP '\("\K[^"]*",pid=[0-9]+' <<<"$line" | sed 's/",pid=/ /')
+  done
+}
+
+# Without the guard who may splice stays out: known by name, and who listens already.
+# Named once for the namespaces that nsenter(1) enters.
+set_splicers() {
+  [[ $SPLICERS ]] || return 0
+  SPLICER_NAMES=$(splicer_names)
+  say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${SPLICER_NAMES//$'\n'/ })"
+  while read -r name; do
+    printf '%-16.15s' "$name" | tr ' ' '\0' | od -An -v -t u1 | tr '\n' ' '
+    echo ' value 1'
+  done <<<"$SPLICER_NAMES" | fill "$PROGRAMS" "names of programs"
+  export SPLICER_NAMES
+  export -f splicing_services catches
+  in_each_netns bash -c splicing_services | sort -u | while read -r netns port; do
+    echo "$(native_u32 "$netns") $(native_u32 "$port") 255 255 255 255 value $(native_u32 "$MAY_SPLICE")"
+  done | fill "$GUARDED" "services that may splice"
 }
 
 # The iterator that status.sh reads, optional too.
@@ -589,7 +641,7 @@ attach() {
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
     \"min_age\": ${MIN_AGE:-0}, \"nets\": $((${#NETWORKS[@]} > 0)), \"listed\": $((${#LISTED} > 0)), \"refresh\": $((${#NETWORKS[@]} ? REFRESH : 0)),
-    \"nonblocking\": ${NONBLOCKING:-0}}"
+    \"nonblocking\": ${NONBLOCKING:-0}, \"splicers\": ${SPLICERS:-0}}"
   for cgroup in "${CGROUPS[@]}"; do
     run "$BPFTOOL" cgroup attach "$cgroup" sock_ops pinned "$STAGING/bpf_sockops" multi 2>/dev/null ||
       die "$EX_FOREIGN" "the kernel did not attach to $cgroup: is a sockops program there, or above, attached without multi?" \
@@ -684,12 +736,15 @@ report() {
   ! symbols_hidden || say "$SYMBOLS_HIDDEN"
   local which="from now on"
   [[ ! $ADOPTING ]] || which="old and new"
+  # The one line that --quiet does not hide.
+  [[ ! $UNGUARDED ]] ||
+    echo "${0##*/}: no guard here ($UNGUARDED): Go programs and those named in $here/splicers stay plain TCP, as they may splice; see docs/semantics.md" >&2
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
   say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those between ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 
-MOUNTED='' SETTINGS_BEFORE='' NEW_ID='' NEW_IDS='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
+MOUNTED='' SPLICERS='' UNGUARDED='' SETTINGS_BEFORE='' NEW_ID='' NEW_IDS='' OLD_IDS='' OLD_SETTINGS='' SETTINGS_MAP=()
 parse_arguments "$@"
 need_root "$@"
 if [[ $CHECK ]]; then
@@ -719,6 +774,7 @@ rm -rf "$STAGING" # of a load that was killed
 stage
 set_policy
 guard
+set_splicers
 iterator
 adopter
 sidecar

@@ -52,6 +52,13 @@ verdict_of_stage() {
   attach_verdict
 }
 
+# What is missing without it is said with --quiet, too.
+guard_or_why() {
+  guard
+  [[ ! $UNGUARDED ]] ||
+    echo "Go programs and those in ${here##*/}/splicers stay plain TCP, and MSG_WAITALL, MSG_TRUNC, MSG_OOB and kTLS differ: $UNGUARDED"
+}
+
 adoption() {
   ADOPTING=1
   need_adoption
@@ -128,7 +135,7 @@ preflight() {
     tried missing programs "the verifier takes them" verdict_of_stage
   fi
   if ! is_missing; then
-    [[ ! $GUARD ]] || tried missing guard "its programs attach" guard
+    [[ ! $GUARD ]] || tried missing guard "its programs attach" guard_or_why
     tried reduced status "lists connections" iterator
     tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
     ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"

@@ -22,7 +22,7 @@ def network:
     end;
 
 # enum reason of bpf_sockmap.h
-def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp"][.];
+def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice"][.];
 
 # Whose connections to the service: not there if anybody's, as in a load of before
 def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;
@@ -78,7 +78,7 @@ def load_command($load):
   + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] elif .policy.adopting then ["--adopt"] else [] end)
   + (if .policy.nonblocking_only then ["--nonblocking-only"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
-  + (if .policy.careful then ["--careful"] elif .guard.loaded then [] else ["--no-guard"] end)
+  + (if .policy.careful then ["--careful"] elif .guard.loaded or .guard.splicers_left_out then [] else ["--no-guard"] end)
   | join(" ");
 
 def damage:
@@ -123,6 +123,7 @@ def loaded($kernel):
       },
       guard: {
         loaded: (.guard != ""),
+        splicers_left_out: ($settings.splicers == 1),
         services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
       },
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
@@ -170,7 +171,8 @@ def summary:
       if .policy.sidecar then ", to the proxy at port \(.policy.sidecar.port)" else "" end)\(
       if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
-    "  guard      \(if .guard.loaded then "on" else "off" end)\(if .guard.services == [] then "" else
+    "  guard      \(if .guard.loaded then "on" elif .guard.splicers_left_out then
+      "off; programs that may splice stay plain TCP" else "off" end)\(if .guard.services == [] then "" else
       ", by TCP: \([.guard.services[] | service] | join(", "))" end)",
     "  map        \(.map.entries) of \(.map.max_entries) sockets"
   end;
@@ -205,6 +207,9 @@ def prometheus:
   metric("loaded"; "gauge"; "Whether sockfuse is loaded."; ["", if .loaded then 1 else 0 end]),
   (if .loaded then
     metric("damages"; "gauge"; "Pins and attachments that are missing."; ["", (.damage | length)]),
+    metric("guard"; "gauge"; "What is done about programs that splice: they are guarded, left out, or nothing.";
+      (["guarded", .guard.loaded], ["left_out", .guard.splicers_left_out], ["nothing", (.guard.loaded or .guard.splicers_left_out | not)])
+      | ["{state=\"\(.[0])\"}", if .[1] then 1 else 0 end]),
     metric("map_entries"; "gauge"; "Sockets in sock_ops_map."; ["", .map.entries]),
     metric("map_max_entries"; "gauge"; "Sockets that sock_ops_map has room for."; ["", .map.max_entries])
   else empty end),

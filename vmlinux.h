@@ -139,7 +139,20 @@ struct pipe_inode_info {
 	unsigned int tail;
 };
 
+struct sigaction {
+	void (*sa_handler)(int);
+};
+
+struct k_sigaction {
+	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[64];
+};
+
 struct task_struct {
+	struct sighand_struct *sighand;
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */
 	struct pipe_inode_info *splice_pipe;

@@ -15,6 +15,7 @@
  */
 #define PINNING LIBBPF_PIN_BY_NAME
 #include "bpf_enter.h"
+#include "bpf_splicers.h"
 
 #define TCP_ESTABLISHED 1
 #define SOL_TCP 6
@@ -147,6 +148,8 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 	if (bpf_sk_storage_get(&fuse_directions, tp, NULL, 0))
 		return 0;
 	if (!tell_end(tp, &connected) || kept_out(set, tp, connected) || !in_cgroup(tp))
+		return 0;
+	if (IS_SPLICERS(set, tp))
 		return 0;
 	if (set->nonblocking && !never_waits(tp))
 		return 0;

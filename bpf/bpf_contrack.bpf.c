@@ -9,6 +9,7 @@
  * sometimes late: bpf_redirect.bpf.c sends by TCP until it finds its peer.
  */
 #include "bpf_enter.h"
+#include "bpf_splicers.h"
 
 #define E2BIG 7
 #define SOL_SOCKET 1 /* asm-generic/socket.h, as the options */
@@ -248,6 +249,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	if (set->trace)
 		trace_end(tp, connected);
 	outcome = kept_out(set, tp, connected);
+	if (!outcome && IS_SPLICERS(set, sk))
+		outcome = OUTCOME(ends_guarded);
 	if (!outcome && reader_asleep(tp))
 		outcome = OUTCOME(ends_left_out);
 	if (!outcome && !local)
@@ -398,7 +401,8 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *    under way: what it delivered to A was delivered under A's lock, before this.  Nor
  *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
  *
- * An end that has closed has no psock, either: to the other that is as good as 3.
+ * An end that has closed has no psock, either: to the other that is as good as 3.  So is
+ * one that never entered the map (direction->alone): nothing fused comes from it.
  *
  * What is read of the other end: each reads the other's queue, but for step 3, only so
  * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
@@ -450,7 +454,8 @@ static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
 	struct sk_psock *psock = psock_of(tp);
 	struct pair_key key;
 
-	bool alone = wanted && direction && direction->peer && is_out(direction->peer);
+	bool alone = direction && (direction->alone || (wanted && direction->peer &&
+							is_out(direction->peer)));
 
 	if (!psock || !no_fused_bytes(psock) || !(alone || set->sealed) ||
 	    !stored_key(tp, &key))
@@ -611,6 +616,10 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		forget(skops);
+		mark_splicer(skops, false);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		mark_splicer(skops, true);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (skops->args[1] == BPF_TCP_CLOSE)

@@ -748,6 +748,16 @@ static __always_inline bool is_going(struct tcp_sock *peer)
 	return is_closing(file_of(peer)) || !psock_of(peer);
 }
 
+/*
+ * The peer has acknowledged bytes, so it is past the callback in which it could have
+ * entered the map, and it is not there.  One (bytes_acked) may be for the SYN.  The
+ * peer of an adopted end may still be on its way.
+ */
+static __always_inline bool is_alone(struct tcp_sock *own, struct direction *direction)
+{
+	return own->bytes_acked > 1 && !direction->adopted;
+}
+
 SEC("sk_msg")
 int bpf_redir(struct sk_msg_md *msg)
 {
@@ -786,6 +796,8 @@ int bpf_redir(struct sk_msg_md *msg)
 	peer = in_map(own) ? redirect(msg, own) : NULL;
 	if (!peer) {
 		outcome = OUTCOME(tcp_peer_unknown);
+		if (direction && is_alone(own, direction))
+			direction->alone = 1;
 		goto by_tcp;
 	}
 	if (peer != known) {

@@ -68,6 +68,7 @@ struct settings {
 	u8 refresh; /* seconds after which a message goes by TCP again; 0: never */
 	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
 	u8 sealed;	/* 1: fuse_sealed is to be looked at; set by bpf_contrack.bpf.c */
+	u8 splicers;	/* 1: who may splice stays out, bpf_splicers.h */
 };
 
 struct {
@@ -136,6 +137,7 @@ enum reason {
 	REASON_SEND_FLAGS,  /* MSG_OOB */
 	REASON_INTERRUPTED, /* a blocking recv answered EAGAIN */
 	REASON_ULP,	    /* TCP_ULP: kTLS */
+	REASON_MAY_SPLICE,  /* bpf_splicers.h */
 };
 
 /*
@@ -208,6 +210,7 @@ struct direction {
 	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
 	u8 leaving; /* is to leave the map: goes by TCP once nothing fused waits */
 	u8 quiet;   /* none of its messages is under way, quiet() in bpf_redirect.bpf.c */
+	u8 alone;   /* its peer has not entered the map and never will */
 	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
 	int disconnects;   /* sk_disconnects when the socket entered the map */

@@ -1570,6 +1570,140 @@ static int run_again(char **args)
 }
 
 /*
+ * proxy LISTEN CONNECT [go]: takes connections at 127.0.0.1 port LISTEN and splices each
+ * both ways, to and from one to port CONNECT.  With "go" it looks like a Go program to
+ * the kernel: one handler for all signals.
+ */
+static void ignore_signal(int signal)
+{
+	(void)signal;
+}
+
+static void splice_all(int to, int from)
+{
+	int ends[2];
+	ssize_t n;
+
+	if (pipe(ends))
+		fail("pipe");
+	while ((n = splice(from, NULL, ends[1], NULL, 65536, SPLICE_F_MOVE)) > 0)
+		while (n > 0) {
+			ssize_t done = splice(ends[0], NULL, to, NULL, n, SPLICE_F_MOVE);
+
+			if (done <= 0)
+				exit(1);
+			n -= done;
+		}
+	shutdown(to, SHUT_WR);
+	exit(n < 0);
+}
+
+static void proxy_one(int client, int port)
+{
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", port, &address);
+	int server = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (connect(server, (void *)&address, length))
+		fail("connect to port %d", port);
+	if (!fork())
+		splice_all(server, client);
+	splice_all(client, server);
+}
+
+static int run_proxy(char **args, bool go)
+{
+	struct sigaction all = { .sa_handler = ignore_signal };
+	int port = atoi(args[0]), listener;
+
+	if (go && (sigaction(SIGURG, &all, NULL) || sigaction(SIGSEGV, &all, NULL) ||
+		   sigaction(SIGBUS, &all, NULL)))
+		fail("sigaction");
+	signal(SIGCHLD, SIG_IGN);
+	listener = listen_on("127.0.0.1", &port);
+	for (;;) {
+		int client = accept(listener, NULL, NULL);
+
+		if (client >= 0 && !fork()) {
+			close(listener);
+			proxy_one(client, atoi(args[1]));
+		}
+		close(client);
+	}
+}
+
+/*
+ * through SERVER PROXY ROUNDS: a server at port SERVER sends back what it is sent; a
+ * client connects to port PROXY of a program that forwards to it, sends a little and
+ * much and wants all of it back.
+ */
+static void *through_connection(void *argument)
+{
+	int fd = (long)argument;
+	static __thread char buffer[65536];
+	ssize_t n;
+
+	while ((n = recv(fd, buffer, sizeof(buffer), 0)) > 0)
+		send_all(fd, buffer, n);
+	close(fd);
+	return NULL;
+}
+
+static void *through_server(void *argument)
+{
+	for (;;) {
+		long fd = accept((long)argument, NULL, NULL);
+		pthread_t thread;
+
+		if (fd < 0 ||
+		    pthread_create(&thread, NULL, through_connection, (void *)fd))
+			fail("accept");
+		pthread_detach(thread);
+	}
+}
+
+struct through_job {
+	int fd;
+	size_t size;
+};
+
+static void *through_writer(void *argument)
+{
+	struct through_job *job = argument;
+
+	send_all(job->fd, bytes_at(1, 0), job->size);
+	return NULL;
+}
+
+static int run_through(char **args)
+{
+	static const size_t sizes[] = { 500, 900000 };
+	int port = atoi(args[0]), rounds = atoi(args[2]);
+	long listener = listen_on("127.0.0.1", &port);
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", atoi(args[1]), &address);
+	unsigned char *buffer = malloc(sizes[1]);
+	pthread_t server, writer;
+
+	if (pthread_create(&server, NULL, through_server, (void *)listener))
+		return 1;
+	for (int i = 0; i < 2 * rounds; i++) {
+		struct through_job job = { socket(AF_INET, SOCK_STREAM, 0),
+					   sizes[i % 2] };
+
+		if (connect(job.fd, (void *)&address, length) ||
+		    pthread_create(&writer, NULL, through_writer, &job))
+			fail("connect to port %s", args[1]);
+		recv_all(job.fd, buffer, job.size);
+		check_bytes(buffer, 1, 0, job.size);
+		pthread_join(writer, NULL);
+		close(job.fd);
+	}
+	printf("rounds=%d\n", rounds);
+	return 0;
+}
+
+/*
  * whole SIZE ROUNDS: says "connected", waits for a line, and sends SIZE bytes again and
  * again, each time for an answer of one byte; slow: rounds of 30 ms and more.
  */
@@ -1780,6 +1914,10 @@ int main(int argc, char **argv)
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
+	if (argc == 5 && !strcmp(argv[1], "through"))
+		return run_through(argv + 2);
+	if (argc >= 4 && !strcmp(argv[1], "proxy"))
+		return run_proxy(argv + 2, argc > 4);
 	if (argc == 4 && !strcmp(argv[1], "whole"))
 		return run_whole(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "again"))
@@ -1789,6 +1927,8 @@ int main(int argc, char **argv)
 	fprintf(stderr,
 		"usage: traffic "
 		"echo|burst|stall|mix|edge|tuples|waitall|flagged|splice|ktls|hold|"
-		"unread|mptcp|repair|shutdown|early|busy|leave|again|whole|steps ...\n");
+		"unread|mptcp|repair|shutdown|early|busy|leave|again|whole|proxy|through|"
+		"steps "
+		"...\n");
 	return 2;
 }

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Programs that may splice from their sockets, for hosts without the guard.  splice(2)
+ * looks at TCP's queue alone: from a fused socket it waits for ever, or tells of the end
+ * of the stream while fused bytes wait.  No state of a socket shows who will do so, but
+ * these callbacks run in the task that connects or listens.  Its connections stay plain
+ * TCP from their first byte, and so do those to its services.
+ *
+ * A program that only accepts, on a socket that another one made, is not seen here: the
+ * name of the one that listens stands for it (systemd, inetd).
+ */
+#ifndef SOCKFUSE_BPF_SPLICERS_H
+#define SOCKFUSE_BPF_SPLICERS_H
+
+#include "bpf_sockmap.h"
+
+#define SIGBUS 7 /* asm-generic/signal.h */
+#define SIGSEGV 11
+#define SIGURG 23
+#define SIG_IGN 1
+
+/* By the names of their threads (comm, filled up with zeros): load.sh */
+struct program {
+	char name[16];
+};
+
+struct {
+	__uint(pinning, PINNING);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct program);
+	__type(value, u8);
+} fuse_programs SEC(".maps");
+
+/* Their sockets; who is accepted inherits it from the socket that listens. */
+struct {
+	__uint(pinning, PINNING);
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, u8);
+} fuse_splicers SEC(".maps");
+
+/* A macro: CO-RE relocates an element whose number is a constant where it stands. */
+#define HANDLER(sighand, signal) ((u64)READ(sighand, action[(signal)-1].sa.sa_handler))
+
+/*
+ * Go's io.Copy splices between two connections.  Its runtime has one handler for all
+ * signals (os_linux.go); of the programs tried no other has one for these three.
+ */
+static __always_inline bool is_go(struct task_struct *task)
+{
+	struct sighand_struct *sighand = READ(task, sighand);
+	u64 handler = HANDLER(sighand, SIGURG);
+
+	return handler > SIG_IGN && handler == HANDLER(sighand, SIGSEGV) &&
+	       handler == HANDLER(sighand, SIGBUS);
+}
+
+static __always_inline bool may_splice(void)
+{
+	struct program program = {};
+
+	if (is_go((void *)bpf_get_current_task()))
+		return true;
+	bpf_get_current_comm(&program, sizeof(program));
+	return bpf_map_lookup_elem(&fuse_programs, &program);
+}
+
+/* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */
+static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listens)
+{
+	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+	struct settings *set = array_value(&fuse_settings);
+	struct bpf_sock *sk = skops->sk;
+	u32 reason = REASON_MAY_SPLICE, *known;
+	struct service service;
+
+	if (!tp || !sk || !set || !set->splicers)
+		return;
+	service = service_of(tp, false);
+	if (may_splice()) {
+		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (listens) /* for who connects there */
+			bpf_map_update_elem(&fuse_guarded, &service, &reason,
+					    BPF_NOEXIST);
+		return;
+	}
+	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */
+	known = listens ? bpf_map_lookup_elem(&fuse_guarded, &service) : NULL;
+	if (known && *known == REASON_MAY_SPLICE)
+		bpf_map_delete_elem(&fuse_guarded, &service);
+}
+
+/* sk: of either type that bpf_sk_storage_get() takes */
+#define IS_SPLICERS(set, sk)                                                             \
+	((set)->splicers && bpf_sk_storage_get(&fuse_splicers, sk, NULL, 0))
+
+#endif /* SOCKFUSE_BPF_SPLICERS_H */

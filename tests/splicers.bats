@@ -1,0 +1,90 @@
+#!/usr/bin/env bats
+# Programs that splice from their sockets, where no guard keeps them from it.
+
+load helpers
+
+teardown() {
+  local pid
+  for pid in ${SERVERS-}; do
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
+  unload --quiet
+  assert_nothing_left
+}
+
+# serve PORT COMMAND...: in the background, until it listens there
+serve() {
+  local port=$1
+  shift
+  "$@" >/dev/null 2>&1 3>&- </dev/null &
+  SERVERS="${SERVERS-} $!"
+  wait_for 20 listens "$port"
+}
+
+nothing_fused() {
+  counters
+  [ "$(counter fused_messages)" -eq 0 ]
+  (($(counter ends_guarded) > 0))
+}
+
+# on_and_before PROXY...: a proxy at port 7100 of which the connections stay whole, whether it
+# listened before the load or not
+on_and_before() {
+  load
+  serve 7100 "$@"
+  timeout 60 "$TRAFFIC" through 8080 7100 20
+  nothing_fused
+  load
+  timeout 60 "$TRAFFIC" through 8080 7100 20
+  nothing_fused
+}
+
+@test "a program with Go's signal handlers that splices gets every byte, without the guard" {
+  on_and_before "$TRAFFIC" proxy 7100 8080 go
+}
+
+@test "a program named in the list that splices gets every byte, without the guard" {
+  cp "$TRAFFIC" "$BATS_TEST_TMPDIR/haproxy"
+  on_and_before "$BATS_TEST_TMPDIR/haproxy" proxy 7100 8080
+}
+
+@test "systemd-socket-proxyd, activated by its socket, delivers every byte, without the guard" {
+  local proxyd=/lib/systemd/systemd-socket-proxyd
+  [[ -x $proxyd ]] && command -v systemd-socket-activate >/dev/null || skip "no systemd-socket-proxyd here"
+  on_and_before systemd-socket-activate -l 127.0.0.1:7100 "$proxyd" 127.0.0.1:8080
+}
+
+@test "with --no-guard who may splice is fused like all others" {
+  load --no-guard
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  counters
+  [ "$(counter ends_guarded)" -eq 0 ]
+  [ "$(counter fused_bytes)" -eq 2000 ]
+}
+
+@test "a port that another program listens on now is fused again" {
+  load
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  kill "${SERVERS##* }"
+  wait "${SERVERS##* }" || true
+  iperf3 -s -1 -p 7100 >/dev/null 2>&1 3>&- &
+  wait_for 10 listens 7100
+  iperf3 -c 127.0.0.1 -p 7100 -n 10M >/dev/null
+  counters
+  (($(counter fused_messages) > 0))
+}
+
+@test "load.sh --quiet says in one line of stderr that there is no guard, and what that leaves out" {
+  "$here/load.sh" --quiet 3>&- 2>"$BATS_TEST_TMPDIR/errors" >"$BATS_TEST_TMPDIR/output"
+  cat "$BATS_TEST_TMPDIR/errors"
+  [ ! -s "$BATS_TEST_TMPDIR/output" ]
+  if [[ -e $BPFFS/sockfuse/guard ]]; then
+    [ ! -s "$BATS_TEST_TMPDIR/errors" ]
+  else
+    [ "$(wc -l <"$BATS_TEST_TMPDIR/errors")" -eq 1 ]
+    grep -q "no guard here (.*): Go programs and those named in" "$BATS_TEST_TMPDIR/errors"
+  fi
+  load --no-guard
+}
