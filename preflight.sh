@@ -56,7 +56,7 @@ verdict_of_stage() {
 guard_or_why() {
   guard
   [[ ! $UNGUARDED ]] ||
-    echo "Go programs and those in ${here##*/}/splicers stay plain TCP, and MSG_WAITALL, MSG_TRUNC, MSG_OOB and kTLS differ: $UNGUARDED"
+    echo "Go programs and those in the list splicers stay plain TCP, and MSG_WAITALL, MSG_TRUNC, MSG_OOB and kTLS differ: $UNGUARDED"
 }
 
 adoption() {
