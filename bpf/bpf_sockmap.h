@@ -504,6 +504,16 @@ static __always_inline bool told_once(struct wait_queue_entry *waiter, const voi
 }
 
 /*
+ * The same number, of which the verifier knows nothing.  Until 6.2 it takes every number
+ * for one that matters in a program with functions, and walks on from each of its values.
+ */
+static __always_inline u64 unknown(u64 number, u64 argument)
+{
+	asm volatile("%0 += %1\n\t%0 -= %1" : "+r"(number) : "r"(argument));
+	return number;
+}
+
+/*
  * Who waits in the peer's wait queue; epoll does while it watches the socket.
  * harmless: 0, or the SLEEPS_... that is none inside TCP, which takes a closer look.
  * A global function: the verifier walks through its loop once, and not for every way
@@ -516,7 +526,8 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 	struct file *file = READ(socket, file);
 	struct socket_wq *queue;
 	struct list_head *head, *pos, *last;
-	u32 found, once = 0, left = 0;
+	u32 once = 0, left = 0;
+	u64 found;
 
 	if (!socket)
 		return WAITER_LATER;
@@ -529,7 +540,7 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 		return once ?: READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
 	if (!&woken_wake_function || !&ep_poll_callback)
 		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
-	found = once;
+	found = unknown(once, address);
 	for (int i = 0; i < MAX_WAITERS; i++) {
 		struct wait_queue_entry *waiter;
 		const void *func;
@@ -551,7 +562,7 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 		if (pos == last || !pos) { /* it has just left the queue: once more */
 			left = WAITER_IN_TCP;
 			pos = READ(head, next);
-			found = once;
+			found = unknown(once, address);
 		}
 		if (pos == head)
 			return found;
