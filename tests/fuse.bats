@@ -297,6 +297,26 @@ talk_at() {
   (($(counter tcp_edge_triggered) > 0 && $(counter tcp_backlog_bytes) > 0 && $(counter ends_unfused) > 0))
 }
 
+# TCP bytes behind fused ones: the reader's end sends keepalives, for which it sets options.
+@test "an edge-triggered reader that has read everything has its options back, and keeps those it set meanwhile" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  step edge
+  step send 100
+  step lowat 2
+  step send 100
+  step keepidle_is 1
+  step keepcnt 5
+  step read 200
+  step send 100 # its acknowledgment has the reader leave the map
+  step read 100
+  step keepidle_is 7200
+  step keepcnt_is 5
+  counters
+  (($(counter fused_messages) > 0 && $(counter ends_unfused) > 0))
+}
+
 @test "an edge-triggered dialogue stays fused" {
   load
   run "$TRAFFIC" edge 100 1000

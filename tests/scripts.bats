@@ -7,7 +7,8 @@ load helpers
 teardown() {
   [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
   unload --quiet
-  rm -f "$BPFFS"/foreign* "$BPFFS"/bpf_sockops "$BPFFS"/bpf_redir "$BPFFS"/sock_ops_map
+  [[ ! ${NEIGHBOUR-} ]] || "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/foreign/$NEIGHBOUR"
+  rm -rf "$BPFFS"/foreign* "$BPFFS"/bpf_sockops "$BPFFS"/bpf_redir "$BPFFS"/sock_ops_map
   local id
   for id in $(foreign_attached); do
     "$BPFTOOL" cgroup detach "$CGROUP" sock_ops id "$id"
@@ -158,6 +159,41 @@ put_in_order() {
   [ -e "$BPFFS/foreign1" ] && [ -e "$BPFFS/foreign2" ]
 }
 
+# attach_neighbour NAME: that sockops program of tests/neighbour.bpf.c
+attach_neighbour() {
+  "$BPFTOOL" prog loadall "$here/tests/neighbour.bpf.o" "$BPFFS/foreign" pinmaps "$BPFFS/foreign_maps"
+  "$BPFTOOL" cgroup attach "$CGROUP" sock_ops pinned "$BPFFS/foreign/$1" multi
+  NEIGHBOUR=$1
+}
+
+segments() { "$BPFTOOL" -j map dump pinned "$BPFFS/foreign_maps/segments" | jq '.[0].formatted.value'; }
+
+@test "a foreign program that asked for every segment is told of each, when a stream has left the map, too" {
+  local before
+  attach_neighbour counts
+  load
+  open_steps
+  BACKGROUND=$STEPS_PID
+  step pace 64 40000
+  sleep 0.3
+  step pace 64
+  [ "$(counter ends_unfused)" -eq 2 ]
+  before=$(segments)
+  step pace 64 100
+  echo "$before $(segments)"
+  (($(segments) - before >= 100))
+}
+
+@test "a connection that the kernel reads for a foreign program stays out" {
+  attach_neighbour takes
+  "$BPFTOOL" prog attach pinned "$BPFFS/foreign/reads" stream_verdict pinned "$BPFFS/foreign_maps/sockets"
+  load
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  counters
+  [ "$(counter ends_left_out)" -eq 2 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+}
+
 @test "a second load that fails at its end leaves the first as it was, its settings too" {
   local settings
   cat >"$BATS_TEST_TMPDIR/bpftool" <<END
@@ -226,6 +262,37 @@ END
   "$BPFTOOL" map create "$counters" type percpu_array key 4 value 8 entries 1 name fuse_counters
   load
   [ "$(counter fused_bytes)" -eq 0 ]
+  assert_on
+}
+
+# older_sockfuse DIRECTORY: one whose settings have another layout
+older_sockfuse() {
+  mkdir "$1"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$1"
+  sed -i 's/^struct settings {$/&\n\tu8 older[9];/' "$1/bpf/bpf_sockmap.h"
+  make -s -C "$1"
+}
+
+@test "an upgrade from another layout of the settings: the new one is on, live connections go by TCP" {
+  local before
+  older_sockfuse "$BATS_TEST_TMPDIR/older"
+  "$BATS_TEST_TMPDIR/older/load.sh" --quiet 3>&-
+  assert_on
+  load # nobody holds the old settings but the old programs
+  assert_on
+  unload --quiet
+  "$BATS_TEST_TMPDIR/older/load.sh" --quiet 3>&-
+  open_steps
+  BACKGROUND=$STEPS_PID
+  step send 10
+  before=$(counters)
+  (($(counter fused_messages "$before") > 0))
+  load
+  step send 10
+  step read 20
+  counters
+  [ "$(counter tcp_switched_off)" -eq 1 ]
+  [ "$(counter fused_messages)" -eq "$(counter fused_messages "$before")" ]
   assert_on
 }
 

@@ -213,19 +213,39 @@ in_root() {
   assert_moved "$before" socket_state=1
 }
 
-@test "a reader that the guard has marked: counted as such, and no other reason" {
-  local before cookie bytes
-  load
-  open_steps
-  step send 10
+# mark_reader: as the guard does with one that reads as only TCP can; sets bytes
+mark_reader() {
+  local cookie
   cookie=$(status --json | jq -r '.connections[] | select(.backlog_bytes == 10).cookie')
   mapfile -t bytes < <(printf '%016x' "0x$cookie" | grep -o .. | tac)
   "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}" value hex 1 0 0 0 0 0 0 0
   change_settings '{"marks": 1}'
+}
+
+@test "a reader that the guard has marked: counted as such, and no other reason" {
+  local before bytes
+  load
+  open_steps
+  step send 10
+  mark_reader
   before=$(fallbacks)
   step send 10
   assert_moved "$before" guarded=1
   "$BPFTOOL" map delete pinned "$BPFFS/sockfuse/fuse_marks" key hex "${bytes[@]}"
+}
+
+@test "a connection whose reader the guard has marked leaves the map" {
+  local bytes
+  load
+  open_steps
+  step send 10
+  mark_reader
+  step read 10
+  step pace 10 3
+  sleep 0.3
+  step pace 10 3
+  counters
+  [ "$(counter ends_unfused)" -eq 2 ]
 }
 
 @test "marks that the guard had no room for: every message counts as guarded, and goes by TCP" {

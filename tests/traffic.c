@@ -1763,6 +1763,9 @@ static int run_whole(char **args)
  *	lowat N		SO_RCVLOWAT of the reader
  *	rcvbuf N	SO_RCVBUF of the reader
  *	edge		an edge-triggered epoll watches the reader
+ *	keepcnt N	TCP_KEEPCNT of the reader
+ *	keepcnt_is N
+ *	keepidle_is N	TCP_KEEPIDLE of the reader is N, within ten seconds
  *	sendfile N [TIMES]	by sendfile(), and read after each
  *	pace N [TIMES]	in one send() each, and read after each
  */
@@ -1810,6 +1813,26 @@ static void sendfile_step(struct steps *steps, size_t n)
 	read_step(steps, n, ANY_FLAGS);
 }
 
+static int tcp_option(int fd, int option)
+{
+	socklen_t length = sizeof(int);
+	int value = -1;
+
+	if (getsockopt(fd, IPPROTO_TCP, option, &value, &length))
+		fail("getsockopt");
+	return value;
+}
+
+static void await_option(int fd, int option, int value, int tenths)
+{
+	for (; tcp_option(fd, option) != value; tenths--) {
+		if (!tenths)
+			fail("option %d is %d, not %d", option, tcp_option(fd, option),
+			     value);
+		usleep(100000);
+	}
+}
+
 static void take_step(struct steps *steps, const char *name, int n, int times)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
@@ -1843,6 +1866,13 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 	} else if (!strcmp(name, "rcvbuf")) {
 		if (setsockopt(steps->pair[1], SOL_SOCKET, SO_RCVBUF, &n, sizeof(n)))
 			fail("SO_RCVBUF");
+	} else if (!strcmp(name, "keepcnt")) {
+		if (setsockopt(steps->pair[1], IPPROTO_TCP, TCP_KEEPCNT, &n, sizeof(n)))
+			fail("TCP_KEEPCNT");
+	} else if (!strcmp(name, "keepcnt_is")) {
+		await_option(steps->pair[1], TCP_KEEPCNT, n, 0);
+	} else if (!strcmp(name, "keepidle_is")) {
+		await_option(steps->pair[1], TCP_KEEPIDLE, n, 100);
 	} else if (!strcmp(name, "edge")) {
 		if (epoll_ctl(epoll_create1(0), EPOLL_CTL_ADD, steps->pair[1], &event))
 			fail("epoll_ctl");
