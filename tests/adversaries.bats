@@ -38,6 +38,10 @@ as_on_tcp() {
   as_on_tcp closing_peer
 }
 
+@test "a message that is under way while both ends are to leave the map arrives" {
+  as_on_tcp under_way
+}
+
 @test "a reader that io_uring's poll tells once gets every byte" {
   as_on_tcp uring_seam
 }

@@ -5,13 +5,18 @@
 #define _GNU_SOURCE
 #include "adversaries.h"
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /*
@@ -268,4 +273,169 @@ void closing_peer(void)
 		unwatch(&m.w);
 		close(m.a);
 	}
+}
+
+/*
+ * A message of A is under way, and waits for B's lock, while another thread of A sends
+ * by TCP what makes both ends leave the map.  B has the lock because it sends a page
+ * that is not there yet (userfaultfd).  When the page comes, B's lock goes first to the
+ * segments that wait, and then to the message.
+ */
+struct under_way {
+	int a, b, faults;
+	unsigned char *page, *content;
+	long bytes; /* of a page */
+	size_t size;
+	struct flow message, file, answer;
+	struct watch w;
+};
+
+static void *send_page(void *argument)
+{
+	struct under_way *u = argument;
+
+	if (send(u->b, u->page, u->bytes, MSG_NOSIGNAL) != u->bytes)
+		failed("send of a page");
+	return NULL;
+}
+
+static void *send_message(void *argument)
+{
+	struct under_way *u = argument;
+
+	send_flow(u->a, &u->message, u->size, &u->w);
+	return NULL;
+}
+
+static void await_fault(const struct under_way *u)
+{
+	struct uffd_msg event;
+
+	if (read(u->faults, &event, sizeof(event)) != sizeof(event) ||
+	    event.event != UFFD_EVENT_PAGEFAULT)
+		give_up("userfaultfd");
+}
+
+static void bring_page(const struct under_way *u)
+{
+	struct uffdio_copy copy = { .dst = (uintptr_t)u->page,
+				    .src = (uintptr_t)u->content,
+				    .len = u->bytes };
+
+	if (ioctl(u->faults, UFFDIO_COPY, &copy))
+		give_up("UFFDIO_COPY");
+}
+
+static uint64_t sum_up(const unsigned char *bytes, size_t n)
+{
+	uint64_t sum = 0;
+
+	while (n--)
+		sum += *bytes++;
+	return sum;
+}
+
+/* In which order the two threads of A sent, nobody knows. */
+static void read_both(struct under_way *u)
+{
+	static unsigned char buffer[LONGEST];
+	struct pollfd p = { .fd = u->b, .events = POLLIN };
+	size_t due = u->message.sent + u->file.sent, got = 0;
+	uint64_t sum = sum_up(bytes_at(&u->message, 0), u->message.sent) +
+		       sum_up(bytes_at(&u->file, 0), u->file.sent);
+
+	while (got < due && !u->w.broken) {
+		ssize_t n;
+
+		if (poll(&p, 1, TICK_MS) <= 0)
+			continue;
+		n = recv(u->b, buffer, sizeof(buffer), MSG_DONTWAIT);
+		if (n < 0 && errno == EAGAIN)
+			continue;
+		if (n <= 0) {
+			failed("recv of what two threads sent: %zd", n);
+			return;
+		}
+		got += n;
+		sum -= sum_up(buffer, n);
+		moved(&u->w);
+	}
+	counts->bytes += got;
+	if (got == due && sum) {
+		counts->reordered++;
+		note("under_way: other bytes than were sent");
+	}
+}
+
+static void under_way_round(struct under_way *u, struct dice *dice)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
+	int pair[2], epoll = epoll_create1(0);
+	pthread_t page, message;
+
+	make_pair(pair);
+	u->a = pair[0];
+	u->b = pair[1];
+	u->size = 1 + below(dice, 20000);
+	start_flow(&u->message);
+	start_flow(&u->file);
+	start_flow(&u->answer);
+	memcpy(u->content, bytes_at(&u->answer, 0), u->bytes);
+	madvise(u->page, u->bytes, MADV_DONTNEED);
+	epoll_ctl(epoll, EPOLL_CTL_ADD, u->b, &event);
+	watch(&u->w, "under_way", u->a, u->b);
+	if (pthread_create(&page, NULL, send_page, u))
+		give_up("pthread_create");
+	await_fault(u);
+	if (pthread_create(&message, NULL, send_message, u))
+		give_up("pthread_create");
+	usleep(500); /* it waits */
+	send_file(u->a, &u->file, FILE_BYTES, &u->w);
+	bring_page(u);
+	pthread_join(page, NULL);
+	pthread_join(message, NULL);
+	send_file(u->a, &u->file, FILE_BYTES, &u->w); /* the answer is unread */
+	read_both(u);
+	u->answer.sent = u->bytes;
+	read_flow(u->a, &u->answer, u->bytes, &u->w);
+	unwatch(&u->w);
+	if (!u->w.broken)
+		settle(&u->answer);
+	close(u->a);
+	close(u->b);
+	close(epoll);
+}
+
+/* False: not on this kernel. */
+static bool prepare_faults(struct under_way *u)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+
+	u->bytes = sysconf(_SC_PAGESIZE);
+	u->faults = syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (u->faults < 0 || ioctl(u->faults, UFFDIO_API, &api))
+		return false;
+	u->content = mmap(NULL, u->bytes, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	u->page = mmap(NULL, u->bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	range.range.start = (uintptr_t)u->page;
+	range.range.len = u->bytes;
+	return u->content != MAP_FAILED && u->page != MAP_FAILED &&
+	       !ioctl(u->faults, UFFDIO_REGISTER, &range);
+}
+
+void under_way(void)
+{
+	static struct under_way u;
+	struct dice dice = dice_of(0);
+
+	if (!prepare_faults(&u)) {
+		counts->skipped = true;
+		return;
+	}
+	start_watching();
+	for (; running(); counts->rounds++)
+		under_way_round(&u, &dice);
 }
