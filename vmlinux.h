@@ -152,6 +152,7 @@ struct sighand_struct {
 };
 
 struct task_struct {
+	char comm[16]; /* name of the thread, ends with zeros */
 	struct sighand_struct *sighand;
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */

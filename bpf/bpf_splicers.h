@@ -60,11 +60,12 @@ static __always_inline bool is_go(struct task_struct *task)
 
 static __always_inline bool may_splice(void)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct program program = {};
 
-	if (is_go((void *)bpf_get_current_task()))
+	if (is_go(task))
 		return true;
-	bpf_get_current_comm(&program, sizeof(program));
+	bpf_core_read(program.name, sizeof(program.name), &task->comm);
 	return bpf_map_lookup_elem(&fuse_programs, &program);
 }
 

@@ -72,6 +72,11 @@ http {
 END
 }
 
+go_proxy() {
+  [[ -e $ROOT/tmp/proxy ]] ||
+    app env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
+}
+
 nginx() { serve 8080 nginx -c /tmp/nginx.conf; }
 
 # Sets address, where a service that load.sh excludes is on plain TCP.  A
@@ -156,7 +161,7 @@ kept_out() {
 }
 
 @test "HAProxy, plain and TLS, before nginx" {
-  load
+  load --no-guard # it does not splice here
   nginx
   certificate
   haproxy_configuration 127.0.0.1 '' >"$ROOT/tmp/haproxy.conf"
@@ -178,22 +183,46 @@ kept_out() {
   kept_out
 }
 
+# With the guard it is fused, and reads.
+stays_plain() {
+  counters
+  [[ -e $BPFFS/sockfuse/guard ]] || (($(counter fused_messages) == 0 && $(counter ends_guarded) >= 30000))
+}
+
+@test "HAProxy with splice, in the default load: 1 GB and 10,000 short connections" {
+  load
+  nginx
+  certificate
+  haproxy_configuration 127.0.0.1 'option splice-auto' >"$ROOT/tmp/haproxy.conf"
+  serve 8090 haproxy -f /tmp/haproxy.conf
+  proxied 127.0.0.1:8090
+  stays_plain
+}
+
+@test "a Go proxy with io.Copy, in the default load: 1 GB and 10,000 short connections" {
+  load
+  nginx
+  go_proxy
+  serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080
+  proxied 127.0.0.1:7100
+  stays_plain
+}
+
 @test "a Go proxy with io.Copy, its ports excluded: 1 GB and 10,000 short connections" {
   local address
   excluded_address
   load --exclude-port 8080,7100
   nginx
-  app env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
+  go_proxy
   serve 7100 /tmp/proxy "$address:7100" "$address:8080"
   proxied "$address:7100"
   kept_out
 }
 
 @test "a Go proxy that copies, fused: 1 GB and 10,000 short connections" {
-  load
+  load --no-guard
   nginx
-  [[ -e $ROOT/tmp/proxy ]] ||
-    app env GOCACHE=/tmp/go GO111MODULE=off CGO_ENABLED=0 go build -o /tmp/proxy /tmp/proxy.go
+  go_proxy
   serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080 copy
   proxied 127.0.0.1:7100
   fused 100000

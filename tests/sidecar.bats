@@ -124,7 +124,7 @@ start_proxy() {
   cp "$here/examples/haproxy-sidecar.cfg" "$ROOT/tmp/haproxy-sidecar.cfg"
   in_pod chroot "$ROOT" haproxy -f /tmp/haproxy-sidecar.cfg >"$BATS_TEST_TMPDIR/haproxy" 2>&1 &
   wait_for 10 ip netns exec pod bash -c 'ss -Hltn "sport = :15001" | grep -q .'
-  load --cgroup "$POD" --net 10.244.0.0/16 --sidecar 15001 --sidecar-uid "$uid"
+  load --no-guard --cgroup "$POD" --net 10.244.0.0/16 --sidecar 15001 --sidecar-uid "$uid"
   for _ in {1..50}; do
     in_pod curl -s --fail http://10.244.0.2:8080/ http://10.244.0.2:8080/ | uniq -c | grep -q '2 hello'
   done

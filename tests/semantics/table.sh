@@ -75,7 +75,7 @@ them; without the guard, exclude services that should.
 
 An edge-triggered reader gets an edge for every byte (\`traffic edge\` in the tests), at the latest a second after it has read
 what was fused before TCP bytes.  While both wait for a reader that is edge-triggered, or may yet be, its end probes its
-peer: \`SO_KEEPALIVE\`, \`TCP_KEEPIDLE\` and \`TCP_KEEPINTVL\` read as 1 there.  Three things can leave it without an edge until the
+peer: \`SO_KEEPALIVE\`, \`TCP_KEEPIDLE\` and \`TCP_KEEPINTVL\` read as 1 there, \`TCP_KEEPCNT\` as 127.  Three things can leave it without an edge until the
 next bytes come: \`unload.sh\` while such a reader has unread fused bytes; \`load.sh\` again, for connections of the load
 before; and a reader that takes more than a minute (TIME_WAIT) to read so large a backlog that TCP took over, when its
 peer has closed: the probe is answered by a reset then.  epoll tells that as EPOLLHUP; who reads to the end after it has all.
