@@ -317,6 +317,21 @@ talk_at() {
   (($(counter fused_messages) > 0 && $(counter ends_unfused) > 0))
 }
 
+# TCP would be faster for the file, but the reader may take the fused bytes for all there is.
+@test "a file does not go by TCP behind fused bytes of an edge-triggered reader" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  step edge
+  step send 100
+  step file 40000
+  [ "$(counter fused_bytes)" -eq 40100 ]
+  step read 40100
+  step file 40000
+  [ "$(counter tcp_sendfile)" -eq 1 ]
+  step read 40000
+}
+
 @test "an edge-triggered dialogue stays fused" {
   load
   run "$TRAFFIC" edge 100 1000

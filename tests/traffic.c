@@ -1767,6 +1767,7 @@ static int run_whole(char **args)
  *	keepcnt_is N
  *	keepidle_is N	TCP_KEEPIDLE of the reader is N, within ten seconds
  *	sendfile N [TIMES]	by sendfile(), and read after each
+ *	file N	by sendfile(), and not read
  *	pace N [TIMES]	in one send() each, and read after each
  */
 struct steps {
@@ -1800,7 +1801,7 @@ static void *await_step(void *argument)
 	return NULL;
 }
 
-static void sendfile_step(struct steps *steps, size_t n)
+static void file_step(struct steps *steps, size_t n)
 {
 	int file = memfd_create("step", 0);
 	off_t start = 0;
@@ -1810,7 +1811,6 @@ static void sendfile_step(struct steps *steps, size_t n)
 		fail("sendfile");
 	close(file);
 	steps->sent += n;
-	read_step(steps, n, ANY_FLAGS);
 }
 
 static int tcp_option(int fd, int option)
@@ -1842,8 +1842,12 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		for (; times; times--, steps->sent += n)
 			send_all(steps->pair[0], bytes_at(1, steps->sent), n);
 	} else if (!strcmp(name, "sendfile")) {
-		for (; times; times--)
-			sendfile_step(steps, n);
+		for (; times; times--) {
+			file_step(steps, n);
+			read_step(steps, n, ANY_FLAGS);
+		}
+	} else if (!strcmp(name, "file")) {
+		file_step(steps, n);
 	} else if (!strcmp(name, "pace")) {
 		for (; times; times--) {
 			take_step(steps, "send", n, 1);
