@@ -332,6 +332,31 @@ talk_at() {
   step read 40000
 }
 
+# By TCP it would get behind its own fused bytes.  The file that lets it leave comes late.
+@test "an end does not leave the map while what it has sent is unread" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  set_fuse 0
+  step answer 10
+  set_fuse 1
+  step take 10
+  step edge
+  nft -f - <<<'table ip late { chain input { type filter hook input priority 0; ip length > 1000 drop; }; }'
+  step file 40000
+  step answer 100
+  nft delete table ip late
+  step read 40000
+  sleep 0.1
+  [ "$(counter fused_messages)" -eq 1 ]
+  [ "$(counter ends_unfused)" -eq 0 ]
+  step take 100
+  step file 40000
+  step read 40000
+  left() { (($(counter ends_unfused) > 0)); }
+  wait_for 5 left
+}
+
 @test "an edge-triggered dialogue stays fused" {
   load
   run "$TRAFFIC" edge 100 1000

@@ -1758,6 +1758,8 @@ static int run_whole(char **args)
  * standard input say, each answered with "ok":
  *	send N [TIMES]	in one send() each
  *	read N
+ *	answer N	the server sends, and
+ *	take N		the client reads
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
  *	await N		recv() of as many, in a thread; answered once it sleeps
  *	lowat N		SO_RCVLOWAT of the reader
@@ -1775,7 +1777,7 @@ struct steps {
 	size_t wanted; /* by the thread */
 	int flags;
 	volatile bool about_to_read;
-	uint64_t sent, taken;
+	uint64_t sent, taken, answered, answers_taken;
 };
 
 #define ANY_FLAGS -1 /* in as many calls as it takes */
@@ -1790,6 +1792,15 @@ static void read_step(struct steps *steps, size_t n, int flags)
 		fail("recv of %zu bytes", n);
 	check_bytes(buffer, 1, steps->taken, n);
 	steps->taken += n;
+}
+
+static void take_answer(struct steps *steps, size_t n)
+{
+	static unsigned char buffer[CHUNK_MAX];
+
+	recv_all(steps->pair[0], buffer, n);
+	check_bytes(buffer, 2, steps->answers_taken, n);
+	steps->answers_taken += n;
 }
 
 static void *await_step(void *argument)
@@ -1855,6 +1866,11 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		}
 	} else if (!strcmp(name, "read")) {
 		read_step(steps, n, ANY_FLAGS);
+	} else if (!strcmp(name, "answer")) {
+		send_all(steps->pair[1], bytes_at(2, steps->answered), n);
+		steps->answered += n;
+	} else if (!strcmp(name, "take")) {
+		take_answer(steps, n);
 	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
 		steps->wanted = n;
 		steps->flags = strcmp(name, "await") ? MSG_WAITALL : 0;
