@@ -80,6 +80,20 @@ next bytes come: \`unload.sh\` while such a reader has unread fused bytes; \`loa
 before; and a reader that takes more than a minute (TIME_WAIT) to read so large a backlog that TCP took over, when its
 peer has closed: the probe is answered by a reset then.  epoll tells that as EPOLLHUP; who reads to the end after it has all.
 
+## A send that meets a close
+
+The kernel decides where a message goes, lets go of the lock, and then looks for the other end's queue.  When the other end
+closes between the two, the send fails with \`EPIPE\`, where TCP would have taken the bytes and lost them.  The program looks
+last whether the other end still has a descriptor.  What is left was met in 18 of 202,945 rounds in which one end closed while
+the other sent its only message, and in none of 234,520 by TCP (Linux 6.18, two processors; \`make adversaries
+NAMES=closing_peer\`).  A program that sends to an end which may close at any time must expect \`EPIPE\` from TCP, too.
+
+## Several threads that read one socket
+
+Where two threads have been seen asleep in recv on one socket, its connection leaves the map once it has gone by TCP.  A thread
+that is never seen there, and is held up by the scheduler between the two halves of its call, could sleep until the next
+bytes come by TCP.  No such round was met among 1,469 (\`two_readers\`).
+
 ## Checkpoint and restore
 
 A process with fused connections cannot be checkpointed: CRIU copies what waits in a socket's queues with \`TCP_REPAIR\`, and
