@@ -33,7 +33,7 @@ load   flock                       util-linux    util-linux     util-linux      
 load   tcpdump                     tcpdump       tcpdump        tcpdump         tcpdump
 check  cc                          gcc           gcc            gcc             gcc
 check  bats                        bats          bats           bats            bash-bats
-check  ip                          iproute2      iproute        iproute2        iproute2
+load   ss                          iproute2      iproute        iproute2        iproute2
 check  nft                         nftables      nftables       nftables        nftables
 check  iperf3                      iperf3        iperf3         iperf           iperf3
 check  curl                        curl          curl           curl            curl

@@ -267,7 +267,7 @@ native_u32() {
 }
 bytes_u32() { if little_endian; then echo "$(bytes_u16 "$1") 0 0"; else echo "0 0 $(bytes_u16 "$1")"; fi; }
 
-readonly MAY_SPLICE=6 # enum reason
+readonly SPLICED_BEFORE=7 # enum reason
 # fill MAP WHAT: lines of "KEY value VALUE" into it, all at once
 fill() {
   sed "s|^|map update pinned $STAGING/maps/$1 key |" | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
@@ -528,16 +528,24 @@ splicing_services() {
 # Named once for the namespaces that nsenter(1) enters.
 set_splicers() {
   [[ $SPLICERS ]] || return 0
+  need_command ss iproute2
   SPLICER_NAMES=$(splicer_names)
   say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${SPLICER_NAMES//$'\n'/ })"
   while read -r name; do
     printf '%-16.15s' "$name" | tr ' ' '\0' | od -An -v -t u1 | tr '\n' ' '
     echo ' value 1'
   done <<<"$SPLICER_NAMES" | fill "$PROGRAMS" "names of programs"
+  note_services
+}
+
+# Before the programs are attached, and again after it for who has come meanwhile
+note_services() {
+  local netns port
+  [[ $SPLICERS ]] || return 0
   export SPLICER_NAMES
   export -f splicing_services catches
   in_each_netns bash -c splicing_services | sort -u | while read -r netns port; do
-    echo "$(native_u32 "$netns") $(native_u32 "$port") 255 255 255 255 value $(native_u32 "$MAY_SPLICE")"
+    echo "$(native_u32 "$netns") $(native_u32 "$port") 255 255 255 255 value $(native_u32 "$SPLICED_BEFORE")"
   done | fill "$GUARDED" "services that may splice"
 }
 
@@ -779,6 +787,7 @@ iterator
 adopter
 sidecar
 attach
+note_services
 check
 commit
 adopt

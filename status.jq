@@ -22,7 +22,7 @@ def network:
     end;
 
 # enum reason of bpf_sockmap.h
-def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice"][.];
+def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"][.];
 
 # Whose connections to the service: not there if anybody's, as in a load of before
 def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;

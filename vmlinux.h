@@ -100,6 +100,7 @@ struct mem_cgroup {
 typedef int (*wait_queue_func_t)(void);
 
 struct wait_queue_entry {
+	void *private; /* the task that sleeps */
 	wait_queue_func_t func;
 	struct list_head entry;
 };
@@ -152,7 +153,8 @@ struct sighand_struct {
 };
 
 struct task_struct {
-	char comm[16]; /* name of the thread, ends with zeros */
+	char comm[16]; /* name of the thread; before 5.17 not filled up with zeros */
+	struct task_struct *group_leader;
 	struct sighand_struct *sighand;
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */

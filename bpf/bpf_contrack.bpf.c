@@ -253,10 +253,10 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		outcome = OUTCOME(ends_guarded);
 	if (!outcome && reader_asleep(tp))
 		outcome = OUTCOME(ends_left_out);
-	if (!outcome && !local)
-		outcome = pair(skops, tp, connected);
 	if (!outcome && !remember(skops, set, disconnects_of(tp)))
 		outcome = OUTCOME(ends_refused);
+	if (!outcome && !local)
+		outcome = pair(skops, tp, connected);
 	if (outcome) {
 		count(outcome);
 		return;

@@ -476,19 +476,35 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 }
 
 /*
- * Several readers that sleep on one socket: one may be woken by TCP bytes that another
- * takes, go on into tcp_recvmsg() all the same, unseen on its way, and stay there.  So
- * where two have ever been seen asleep, nothing is fused behind a fallback.
+ * Several readers of one socket: one may be woken by TCP bytes that another takes, go on
+ * into tcp_recvmsg() all the same, unseen on its way, and stay there.  So where two have
+ * ever been seen, asleep at once or one after the other, nothing is fused behind a
+ * fallback.
  */
 #define SEVERAL 2
 
-static __always_inline bool several_readers(struct tcp_sock *peer)
+static __always_inline bool several_readers(struct tcp_sock *peer,
+					    struct direction *direction)
 {
 	struct socket_wq *queue = READ(sk_of(peer), sk_wq);
 	struct list_head *head = &queue->wait.head, *first = READ(head, next);
+	struct wait_queue_entry *waiter;
+	u64 task;
 
-	if (first == head || READ(first, next) == head)
-		return false; /* nearly always */
+	if (first == head)
+		return false;
+	waiter = (void *)first - bpf_core_field_offset(struct wait_queue_entry, entry);
+	if (direction && (const void *)READ(waiter, func) == &woken_wake_function) {
+		task = (u64)READ(waiter, private);
+		if (task != direction->reader &&
+		    sleeps_in(address_of(waiter)) == SLEEPS_FUSED) {
+			if (direction->reader)
+				return true;
+			direction->reader = task;
+		}
+	}
+	if (READ(first, next) == head)
+		return false;
 	return HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
@@ -504,7 +520,7 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 	found = waiters(peer);
 	if (!nothing_fused(set, peer))
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
-	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer))
+	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, direction))
 		direction->leaving = 1;
 }
 
@@ -659,13 +675,17 @@ static __always_inline bool state_is_old(struct settings *set, struct tcp_sock *
 /*
  * The other end has sealed its direction, and waits for the acknowledgment of what it
  * sent: by TCP the message takes that along, and with its segment this end can leave.
- * Else the acknowledgment comes 40 ms later, for which Nagle holds the other's next.
+ * Else the acknowledgment comes 40 ms later, for which Nagle holds the other's next.  Not
+ * into the seam behind fused bytes.
  */
-static __always_inline bool may_go(struct settings *set, struct tcp_sock *own)
+static __always_inline bool may_go(struct settings *set, struct tcp_sock *own,
+				   struct direction *direction)
 {
+	struct tcp_sock *peer = direction ? direction->peer : NULL;
 	struct pair_key key;
 
-	return set->sealed && own->rcv_wup != own->rcv_nxt && stored_key(own, &key) &&
+	return set->sealed && own->rcv_wup != own->rcv_nxt && peer &&
+	       no_fused_bytes(psock_of(peer)) && stored_key(own, &key) &&
 	       bpf_map_lookup_elem(&fuse_sealed, &key);
 }
 
@@ -681,8 +701,6 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 		return OUTCOME(tcp_guarded);
 	if (state_is_old(set, own))
 		return OUTCOME(tcp_refresh);
-	if (may_go(set, own))
-		return OUTCOME(tcp_backlog_number);
 	return FUSED;
 }
 
@@ -782,7 +800,8 @@ int bpf_redir(struct sk_msg_md *msg)
 		bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	outcome = writer_speaks_against(set, own);
-	if (!outcome && direction && is_leaving(direction))
+	if (!outcome && direction &&
+	    (is_leaving(direction) || may_go(set, own, direction)))
 		outcome = OUTCOME(tcp_backlog_number);
 	if (outcome)
 		goto by_tcp;
@@ -818,7 +837,7 @@ int bpf_redir(struct sk_msg_md *msg)
 
 	COUNT(fused_messages);
 	COUNT_ADD(fused_bytes, msg->size);
-	several = several_readers(peer);
+	several = several_readers(peer, direction);
 	if (!direction && (several || bpf_get_prandom_u32() % SAMPLE == 0)) {
 		direction = direction_of(msg);
 		if (direction)

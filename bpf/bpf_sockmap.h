@@ -133,11 +133,13 @@ struct {
 
 enum reason {
 	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,  /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,  /* MSG_OOB */
-	REASON_INTERRUPTED, /* a blocking recv answered EAGAIN */
-	REASON_ULP,	    /* TCP_ULP: kTLS */
-	REASON_MAY_SPLICE,  /* bpf_splicers.h */
+	REASON_RECV_FLAGS,     /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
+	REASON_SEND_FLAGS,     /* MSG_OOB */
+	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
+	REASON_ULP,	       /* TCP_ULP: kTLS */
+	REASON_MAY_SPLICE,     /* bpf_splicers.h */
+	REASON_SPLICED_BEFORE, /* the same of a service from before the load: it has no
+				  mark, so this stays whoever listens there, too */
 };
 
 /*
@@ -214,6 +216,7 @@ struct direction {
 	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
+	u64 reader;	   /* the first task that was seen asleep in recv at the peer */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */
 	int keepidle;

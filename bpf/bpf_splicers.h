@@ -19,7 +19,7 @@
 #define SIGURG 23
 #define SIG_IGN 1
 
-/* By the names of their threads (comm, filled up with zeros): load.sh */
+/* By their names (comm, filled up with zeros): load.sh */
 struct program {
 	char name[16];
 };
@@ -58,15 +58,20 @@ static __always_inline bool is_go(struct task_struct *task)
 	       handler == HANDLER(sighand, SIGBUS);
 }
 
+static __always_inline bool is_named(struct task_struct *task)
+{
+	struct program program = {};
+
+	bpf_core_read_str(program.name, sizeof(program.name), &task->comm);
+	return bpf_map_lookup_elem(&fuse_programs, &program);
+}
+
+/* A thread may have a name of its own. */
 static __always_inline bool may_splice(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct program program = {};
 
-	if (is_go(task))
-		return true;
-	bpf_core_read(program.name, sizeof(program.name), &task->comm);
-	return bpf_map_lookup_elem(&fuse_programs, &program);
+	return is_go(task) || is_named(task) || is_named(READ(task, group_leader));
 }
 
 /* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */
