@@ -2506,6 +2506,7 @@ static void connection_reuseport(int a, int b)
 {
 	struct sockaddr_storage address;
 	int listeners[2], good = 0;
+	struct pollfd ready[2];
 	socklen_t length;
 
 	local(&address, &length);
@@ -2516,6 +2517,7 @@ static void connection_reuseport(int a, int b)
 		    listen(listeners[i], 64))
 			result("bind", -1);
 		getsockname(listeners[i], (void *)&address, &length);
+		ready[i] = (struct pollfd){ .fd = listeners[i], .events = POLLIN };
 	}
 	for (int i = 0; i < 16; i++) {
 		char c[2];
@@ -2523,6 +2525,7 @@ static void connection_reuseport(int a, int b)
 		a = socket(AF_INET, SOCK_STREAM, 0);
 		if (connect(a, (void *)&address, length))
 			result("connect", -1);
+		poll(ready, 2, 1000); /* the handshake may end behind connect() */
 		b = accept4(listeners[0], NULL, NULL, 0);
 		if (b < 0)
 			b = accept4(listeners[1], NULL, NULL, 0);
