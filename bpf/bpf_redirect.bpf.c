@@ -508,6 +508,12 @@ static __always_inline bool several_readers(struct tcp_sock *peer,
 	return HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
+/* --careful: it takes TCP now, and is fused to once it has been seen to read plainly. */
+static __always_inline bool not_read_yet(struct settings *set, struct tcp_sock *peer)
+{
+	return set->careful && !marks_of(peer);
+}
+
 /* What a message by TCP means to the reader, who is told in bpf_contrack.bpf.c. */
 static __always_inline void note_reader(struct settings *set, struct direction *direction,
 					u32 outcome)
@@ -520,7 +526,8 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 	found = waiters(peer);
 	if (!nothing_fused(set, peer))
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
-	if (outcome == OUTCOME(tcp_guarded) || several_readers(peer, direction))
+	if ((outcome == OUTCOME(tcp_guarded) && !not_read_yet(set, peer)) ||
+	    several_readers(peer, direction))
 		direction->leaving = 1;
 }
 

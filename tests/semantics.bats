@@ -60,7 +60,9 @@ teardown() { unload --quiet; }
     echo "$kernel $mode: $names"
     # shellcheck disable=SC2086 # words
     [ -z "$(comm -23 <(printf '%s\n' $names | sort) <(cut -f 1 "$here/tests/semantics/differences.tsv" | sort))" ]
-    [[ $kernel != 6.12* || $mode != again ]] || [ "$(wc -w <<<"$names")" -le 6 ]
+    # Half of them no hook of the guard sees: what waits for a reader, and a reader that a
+    # reset wakes, as that takes its socket out of the map before the guard asks whose it is.
+    [[ $kernel != 6.12* || $mode != again ]] || [ "$(wc -w <<<"$names")" -le 8 ]
   done <"$here/tests/semantics/kernels.tsv"
 }
 
