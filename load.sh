@@ -45,8 +45,9 @@ what is loaded; live connections go on.
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
-                         MSG_OOB, …); where the kernel has no BTF trampolines
-                         a line says that this is so
+                         MSG_OOB, …), and fuse for programs that may splice,
+                         too.  Where the guard cannot attach, those stay plain
+                         TCP (the list splicers, and Go), and a line says so
   --careful              fuse only for readers that have been seen to read
                          plainly and without waiting (O_NONBLOCK); needs the
                          guard

@@ -385,7 +385,7 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 }
 
 /*
- * A socket leaves the map while it lives in two steps, so that no message is lost and no
+ * A socket leaves the map while it lives in three steps, so that no message is lost and no
  * send fails.  A is an end, B the other; each runs its part in HDR_OPT_LEN, under its own
  * lock, before a segment of its own, and takes out nobody but itself.
  *
@@ -395,8 +395,8 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *    B's fused queue never grows again.  A writes B's key into fuse_sealed.
  * 2. leave(), B: its direction is sealed by A, and its fused queue is empty.  B takes
  *    itself out.  A message of B may be under way to A: A is still in the map, and what
- *    is under way holds a reference to B's psock.  A call that sleeps in
- * tcp_bpf_recvmsg() of B holds one, too, and wakes by TCP's bytes.
+ *    is under way holds a reference to B's psock.  A call that sleeps inside B's
+ *    tcp_bpf_recvmsg() holds one, too, and wakes by TCP's bytes.
  * 3. leave(), A: B has no psock.  So no call is inside it, and none of B's messages is
  *    under way: what it delivered to A was delivered under A's lock, before this.  Nor
  *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
