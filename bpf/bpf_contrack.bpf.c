@@ -385,9 +385,9 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 }
 
 /*
- * A socket leaves the map while it lives in three steps, so that no message is lost and no
- * send fails.  A is an end, B the other; each runs its part in HDR_OPT_LEN, under its own
- * lock, before a segment of its own, and takes out nobody but itself.
+ * A socket leaves the map while it lives in three steps, so that no message is lost and
+ * no send fails.  A is an end, B the other.  Each runs its part in HDR_OPT_LEN, before a
+ * segment of its own and under its own lock, and takes out nobody but itself.
  *
  * 1. seal(), A: from now on A sends by TCP alone (direction->sealed, which
  *    bpf_redirect.bpf.c asks first, under the same lock), and no fused message of A is
