@@ -24,7 +24,7 @@ OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf
 # The same for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
-HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o bench/load
+HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
@@ -62,7 +62,7 @@ tests/vmlinux.bpf.o: vmlinux.h
 	$(Q)sed -n 's/^struct \([a-z_0-9]*\) {.*/struct \1 *use_\1;/p' $< | \
 		$(CLANG) $(BPF_CFLAGS) -include $< -x c -c - -o $@
 
-tests/foreign.bpf.o tests/neighbour.bpf.o: %.bpf.o: %.bpf.c
+tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o: %.bpf.o: %.bpf.c
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 

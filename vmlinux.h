@@ -111,12 +111,10 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
-struct inode {
-	unsigned short i_mode;
-};
-
 /* linux/fs.h, linux/rbtree_types.h, linux/file_ref.h */
-struct rb_node;
+struct rb_node {
+	unsigned long __rb_parent_color;
+};
 
 struct rb_root {
 	struct rb_node *rb_node;
@@ -128,6 +126,11 @@ struct rb_root_cached {
 
 struct address_space {
 	struct rb_root_cached i_mmap; /* the mappings of a file */
+};
+
+struct inode {
+	unsigned short i_mode;
+	struct address_space i_data;
 };
 
 typedef struct {
@@ -152,10 +155,15 @@ struct sighand_struct {
 	struct k_sigaction action[64];
 };
 
+struct files_struct {
+	atomic_t count; /* tasks that share these descriptors */
+};
+
 struct task_struct {
 	char comm[16]; /* name of the thread; before 5.17 not filled up with zeros */
 	struct task_struct *group_leader;
 	struct sighand_struct *sighand;
+	struct files_struct *files;
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */
 	struct pipe_inode_info *splice_pipe;
@@ -171,13 +179,13 @@ struct io_worker {
 
 struct io_kiocb {
 	u8 opcode; /* IORING_OP_... */
+	u64 flags; /* REQ_F_...; 32 bits before 6.8 */
 	struct io_wq_work work;
 };
 
 struct file {
 	unsigned int f_flags;
 	struct inode *f_inode;
-	struct address_space *f_mapping;
 	file_ref_t f_ref; /* f_count before 6.13 */
 };
 
@@ -186,6 +194,11 @@ struct sock;
 struct socket {
 	struct file *file;
 	struct sock *sk;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
 };
 
 /* linux/socket.h */

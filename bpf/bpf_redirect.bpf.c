@@ -57,6 +57,7 @@
 #define SENDFILE_BYTES 32768
 #define LEAVE_MESSAGES 16384
 #define LEAVE_SENDFILE 64
+#define LEAVE_BLOCKED 1024
 #define SAMPLE 256
 #define US_PER_S 1000000ULL
 #define PAUSE_NS 16000
@@ -112,12 +113,9 @@ static __always_inline bool reader_wants_tcp(struct tcp_sock *peer)
 	       READ_BITFIELD(sk, sk_tsflags) || READ_BITFIELD(peer, recvmsg_inq);
 }
 
-static __always_inline bool reader_guarded(struct tcp_sock *peer)
+static __always_inline bool reader_guarded(struct settings *set, struct tcp_sock *peer)
 {
-	struct settings *set = array_value(&fuse_settings);
-
-	return set && set->marks &&
-	       (marks_of(peer) & MARK_READER || reader_unseen(set, peer));
+	return set->marks && (marks_of(peer) & MARK_READER || reader_unseen(set, peer));
 }
 
 struct file___before_6_13 {
@@ -143,11 +141,12 @@ static __always_inline bool is_closing(struct file *file)
  * TCP_ZEROCOPY_RECEIVE, which needs the socket mapped (tcp_mmap), takes from TCP's queue
  * alone.  What waits fused must not be overtaken by it, so behind that goes no TCP byte.
  */
-static __always_inline bool reader_maps(struct tcp_sock *peer, struct file *file)
+static __always_inline bool reader_maps(struct tcp_sock *peer)
 {
-	struct address_space *mapping = READ(file, f_mapping);
+	struct socket_alloc *alloc = (void *)READ(sk_of(peer), sk_socket);
 
-	return READ(mapping, i_mmap.rb_root.rb_node) && no_fused_bytes(psock_of(peer));
+	return READ(alloc, vfs_inode.i_data.i_mmap.rb_root.rb_node) &&
+	       no_fused_bytes(psock_of(peer));
 }
 
 static __always_inline struct file *file_of(struct tcp_sock *tp)
@@ -258,9 +257,9 @@ static __always_inline bool charge_may_fail(struct tcp_sock *own, struct tcp_soc
 	long allocated = prot->memory_allocated->counter;
 	u64 pages = size / PAGE_SIZE + 1;
 	struct mem_cgroup *memcg;
-	long low = 0;
+	/* READ() takes structures alone; this one is a long. */
+	long low = READ((struct rb_node *)prot->sysctl_mem, __rb_parent_color);
 
-	bpf_probe_read_kernel(&low, sizeof(low), prot->sysctl_mem);
 	if (allocated + (long)pages + CHARGE_SLACK > low)
 		return true;
 
@@ -294,17 +293,45 @@ static __always_inline bool much_of_a_file(u32 size)
 }
 
 /*
+ * Calls on the peer's socket that may be anywhere, those in the queue left out.  A call
+ * holds a reference to the file, unless its task shares its descriptors with no other
+ * (fdget()): the only call that task makes, and its descriptor holds the reference.  So
+ * there are at most as many calls as references.  One descriptor has one; more of them
+ * (dup(2), fork(2)) look like calls, which costs speed alone.
+ */
+static __always_inline bool strangers(struct tcp_sock *peer, u32 found)
+{
+	struct file *file = file_of(peer);
+	struct file___before_6_13 *before = (void *)file;
+	long more; /* references than one */
+
+	if (!file)
+		return false; /* not accepted yet */
+	if (bpf_core_field_exists(before->f_count))
+		more = READ(before, f_count.counter) - 1;
+	else
+		more = READ(file, f_ref.refcnt.counter);
+	return more > (long)HOLDERS(found);
+}
+
+/*
  * A reader that sleeps inside tcp_recvmsg() (MSG_WAITALL, say) never looks at
  * the ingress queue: it would hang, or read newer bytes first.  Entering
- * tcp_recvmsg() takes unread TCP bytes, and there are none now; so such a
- * reader holds the lock, or is in the wait queue, where it put itself before
- * it let go of the lock.  sleeps_in() tells it from one that sleeps for fused bytes,
- * and each of those holds a reference to the psock, which one in tcp_recvmsg() does not.
+ * tcp_recvmsg() takes unread TCP bytes.  There are none now, so such a reader found some
+ * before: it took them, and now holds the lock or is in the wait queue, where it put
+ * itself before it let go of the lock; or another reader took them, and it is still on
+ * its way, a stranger (two threads that read one socket).  sleeps_in() tells it from one
+ * that sleeps for fused bytes, and each of those holds a reference to the psock, which
+ * one in tcp_recvmsg() does not.
+ *
+ * The order: no TCP bytes (copied_seq), nobody who holds the lock to take them out of
+ * TCP's queue, then the wait queue, then the references.  Who comes later finds TCP's
+ * queue empty and does not get there; who came before is seen in one of the two.
  *
  * A reader that is woken and finds nothing takes the lock before it leaves the queue, and
- * enters it again before it lets go of the lock.  To be missed by two looks, each at the
- * lock and then at the queue, it would have to be woken for nothing twice, and each time
- * between the same two reads; nothing of this connection wakes it now.
+ * enters it again before it lets go of the lock.  To be missed by two looks, it would
+ * have to be woken for nothing twice, and each time between the same two reads; nothing
+ * of this connection wakes it now.
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
@@ -317,7 +344,8 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 		if (seen)
 			return true;
 		seen = waiters_of(after(seen, address), SLEEPS_FUSED);
-		if (seen & WAITER_IN_TCP)
+		at = after(seen, address);
+		if (seen & WAITER_IN_TCP || strangers((struct tcp_sock *)at, seen))
 			return true;
 	}
 	at = after(seen, address);
@@ -445,18 +473,17 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 }
 
 /* The decision, rule by rule: what is the first that speaks against fusing? */
-static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock *own,
-					  struct tcp_sock *peer,
+static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings *set,
+					  struct tcp_sock *own, struct tcp_sock *peer,
 					  struct direction *direction)
 {
 	u32 outcome;
 
 	if (READ(peer, inet_conn.icsk_ulp_ops))
 		return OUTCOME(tcp_socket_state);
-	if (reader_wants_tcp(peer) || kernel_reads(peer) ||
-	    reader_maps(peer, file_of(peer)))
+	if (reader_wants_tcp(peer) || kernel_reads(peer) || reader_maps(peer))
 		return OUTCOME(tcp_socket_option);
-	if (reader_guarded(peer))
+	if (reader_guarded(set, peer))
 		return OUTCOME(tcp_guarded);
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
@@ -476,36 +503,18 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct tcp_sock
 }
 
 /*
- * Several readers of one socket: one may be woken by TCP bytes that another takes, go on
- * into tcp_recvmsg() all the same, unseen on its way, and stay there.  So where two have
- * ever been seen, asleep at once or one after the other, nothing is fused behind a
- * fallback.
+ * Several threads sleep in recv on one socket.  All are woken for a message, and those
+ * that get nothing answer EAGAIN where TCP would let them sleep on, so both ends leave.
  */
 #define SEVERAL 2
 
-static __always_inline bool several_readers(struct tcp_sock *peer,
-					    struct direction *direction)
+static __always_inline bool several_readers(struct tcp_sock *peer)
 {
 	struct socket_wq *queue = READ(sk_of(peer), sk_wq);
 	struct list_head *head = &queue->wait.head, *first = READ(head, next);
-	struct wait_queue_entry *waiter;
-	u64 task;
 
-	if (first == head)
-		return false;
-	waiter = (void *)first - bpf_core_field_offset(struct wait_queue_entry, entry);
-	if (direction && (const void *)READ(waiter, func) == &woken_wake_function) {
-		task = (u64)READ(waiter, private);
-		if (task != direction->reader &&
-		    sleeps_in(address_of(waiter)) == SLEEPS_FUSED) {
-			if (direction->reader)
-				return true;
-			direction->reader = task;
-		}
-	}
-	if (READ(first, next) == head)
-		return false;
-	return HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
+	return first != head && READ(first, next) != head &&
+	       HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
 /* --careful: it takes TCP now, and is fused to once it has been seen to read plainly. */
@@ -527,14 +536,15 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 	if (!nothing_fused(set, peer))
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
 	if ((outcome == OUTCOME(tcp_guarded) && !not_read_yet(set, peer)) ||
-	    several_readers(peer, direction))
+	    several_readers(peer))
 		direction->leaving = 1;
 }
 
-static __noinline u32 falls_back(struct sk_msg_md *msg, struct tcp_sock *own,
-				 struct tcp_sock *peer, struct direction *direction)
+static __noinline u32 falls_back(struct sk_msg_md *msg, struct settings *set,
+				 struct tcp_sock *own, struct tcp_sock *peer,
+				 struct direction *direction)
 {
-	u32 outcome = speaks_against(msg, own, peer, direction);
+	u32 outcome = speaks_against(msg, set, own, peer, direction);
 
 	if (outcome == FUSED)
 		return FUSED;
@@ -736,6 +746,8 @@ static __always_inline void count_by_tcp(struct direction *direction, u32 size,
 {
 	if (outcome == OUTCOME(tcp_sendfile))
 		count_streamed(direction, LEAVE_MESSAGES / LEAVE_SENDFILE);
+	else if (outcome == OUTCOME(tcp_blocked_reader))
+		count_streamed(direction, LEAVE_MESSAGES / LEAVE_BLOCKED);
 	else if (size < BULK_BYTES && (outcome == OUTCOME(tcp_in_flight) ||
 				       outcome == OUTCOME(tcp_backlog_number)))
 		count_streamed(direction, 1);
@@ -783,6 +795,16 @@ static __always_inline bool is_alone(struct tcp_sock *own, struct direction *dir
 	return own->bytes_acked > 1 && !direction->adopted;
 }
 
+static __always_inline void count_message(u32 size)
+{
+	struct counters *c = array_value(&fuse_counters);
+
+	if (c) {
+		__sync_fetch_and_add(&c->fused_messages, 1);
+		__sync_fetch_and_add(&c->fused_bytes, size);
+	}
+}
+
 SEC("sk_msg")
 int bpf_redir(struct sk_msg_md *msg)
 {
@@ -814,7 +836,7 @@ int bpf_redir(struct sk_msg_md *msg)
 		goto by_tcp;
 	known = direction ? direction->peer : NULL;
 	if (known) {
-		outcome = falls_back(msg, own, known, direction);
+		outcome = falls_back(msg, set, own, known, direction);
 		if (outcome)
 			goto by_tcp;
 	}
@@ -829,7 +851,7 @@ int bpf_redir(struct sk_msg_md *msg)
 	if (peer != known) {
 		if (direction)
 			direction->peer = peer;
-		outcome = falls_back(msg, own, peer, direction);
+		outcome = falls_back(msg, set, own, peer, direction);
 		if (outcome)
 			goto by_tcp;
 	}
@@ -842,9 +864,8 @@ int bpf_redir(struct sk_msg_md *msg)
 		goto by_tcp;
 	}
 
-	COUNT(fused_messages);
-	COUNT_ADD(fused_bytes, msg->size);
-	several = several_readers(peer, direction);
+	count_message(msg->size);
+	several = several_readers(peer);
 	if (!direction && (several || bpf_get_prandom_u32() % SAMPLE == 0)) {
 		direction = direction_of(msg);
 		if (direction)

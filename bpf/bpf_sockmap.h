@@ -216,7 +216,6 @@ struct direction {
 	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
-	u64 reader;	   /* the first task that was seen asleep in recv at the peer */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */
 	int keepidle;
@@ -277,14 +276,12 @@ static __always_inline void *array_value(void *map)
  * Atomic although per CPU: these programs can be preempted between the load
  * and the store, and a counter that loses counts explains nothing.
  */
-#define COUNT_ADD(counter, n)                                                            \
+#define COUNT(counter)                                                                   \
 	do {                                                                             \
 		struct counters *c = array_value(&fuse_counters);                        \
 		if (c)                                                                   \
-			__sync_fetch_and_add(&c->counter, n);                            \
+			__sync_fetch_and_add(&c->counter, 1);                            \
 	} while (0)
-
-#define COUNT(counter) COUNT_ADD(counter, 1)
 
 /* The outcome of a message: the place of its counter. */
 #define OUTCOME(counter) (offsetof(struct counters, counter) / sizeof(u64))
@@ -411,6 +408,8 @@ extern const void tcp_splice_read __ksym __weak;
 extern const void tcp_bpf_recvmsg __ksym __weak;
 extern const void inet_stream_connect __ksym __weak;
 extern const void __inet_stream_connect __ksym __weak;
+/* Waits of poll(2) and select(2). */
+extern const void pollwake __ksym __weak;
 /* Waits of epoll, for as long as the socket is in its set, and of io_uring. */
 extern const void ep_poll_callback __ksym __weak;
 extern const void io_poll_wake __ksym __weak;
@@ -420,8 +419,10 @@ extern const void io_poll_wake __ksym __weak;
 #define WAITER_LATER 4	 /* none yet: not accepted, or O_NONBLOCK and not polled */
 #define SLEEPER 0x100	 /* for each that sleeps in a call on the socket, and */
 #define HARMLESS 0x10000 /* for each of those that sleeps harmlessly */
+#define HOLDER 0x1000000 /* for each whose call holds a reference to the file */
 #define SLEEPERS(found) ((found) / SLEEPER % (HARMLESS / SLEEPER))
-#define HARMLESS_ONES(found) ((found) / HARMLESS)
+#define HARMLESS_ONES(found) ((found) / HARMLESS % (HOLDER / HARMLESS))
+#define HOLDERS(found) ((found) / HOLDER)
 
 #define SLEEPS_IN_TCP 1
 #define SLEEPS_FUSED 2
@@ -431,9 +432,11 @@ extern const void io_poll_wake __ksym __weak;
 #define STACK_CHUNKS 10
 #define STACK_WORDS 8
 #define ADDRESS_BITS ((1ULL << 48) - 1) /* arm64 signs return addresses above */
-#define RECEIVE_BYTES 16384		/* more than any of these functions has */
-#define CONNECT_BYTES 1024		/* inet_recvmsg() is not far behind */
-#define TEXT_BYTES (1ULL << 28)		/* around any of them lies all kernel text */
+#define IO_WAIT_BITS 3ULL /* io_uring marks its waits by these, over the request */
+#define REQ_F_FIXED_FILE 1
+#define RECEIVE_BYTES 16384	/* more than any of these functions has */
+#define CONNECT_BYTES 1024	/* inet_recvmsg() is not far behind */
+#define TEXT_BYTES (1ULL << 28) /* around any of them lies all kernel text */
 
 static __always_inline bool inside(u64 word, const void *function, u64 size)
 {
@@ -517,6 +520,29 @@ static __always_inline u64 unknown(u64 number, u64 argument)
 }
 
 /*
+ * Does the call of this waiter hold a reference to the socket's file?  One that sleeps in
+ * the socket does if its task shares its descriptors with another (fdget()), poll(2)
+ * always does (__pollwait()), and io_uring unless the file is registered.
+ */
+static __always_inline bool holds_file(struct wait_queue_entry *waiter, const void *func)
+{
+	struct task_struct *task = READ(waiter, private);
+	struct files_struct *files;
+	struct io_kiocb *request;
+
+	if (func == &woken_wake_function) {
+		files = READ(task, files);
+		return READ(files, count.counter) > 1;
+	}
+	if (&io_poll_wake && func == &io_poll_wake) {
+		request = (void *)((u64)task & ~IO_WAIT_BITS);
+		return bpf_core_field_exists(request->flags) &&
+		       !(READ_BITFIELD(request, flags) & REQ_F_FIXED_FILE);
+	}
+	return &pollwake && func == &pollwake;
+}
+
+/*
  * Who waits in the peer's wait queue; epoll does while it watches the socket.
  * harmless: 0, or the SLEEPS_... that is none inside TCP, which takes a closer look.
  * A global function: the verifier walks through its loop once, and not for every way
@@ -560,6 +586,8 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 		} else if (told_once(waiter, func)) {
 			found |= WAITER_EDGE;
 		}
+		if (harmless && holds_file(waiter, func))
+			found += HOLDER;
 		last = pos;
 		pos = READ(pos, next);
 		if (pos == last || !pos) { /* it has just left the queue: once more */

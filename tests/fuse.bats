@@ -441,6 +441,51 @@ talk_at() {
   [ "$(($(counter fused_messages) - $(counter fused_messages "$before")))" -eq 2 ]
 }
 
+# Two threads may read one socket.  One finds TCP bytes, and is on its way to take them
+# with tcp_recvmsg(); the other takes them first.  Nothing shows where the first is, but
+# its reference to the file does that it is somewhere.
+@test "after a fallback nothing is fused while somebody unseen may be on the way to TCP's bytes" {
+  local before
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  set_fuse 0
+  step send 5
+  set_fuse 1
+  step read 5
+  step dup # one reference more, as a call of another thread has it
+  before=$(counters)
+  step send 10
+  step read 10
+  counters
+  [ "$(counter fused_messages)" -eq "$(counter fused_messages "$before")" ]
+  [ "$(counter tcp_blocked_reader)" -eq 1 ]
+  step undup
+  step poll # has a reference, and is seen to sleep
+  step await 20
+  step send 20
+  counters
+  [ "$(counter tcp_blocked_reader)" -eq 1 ]
+  [ "$(($(counter fused_messages) - $(counter fused_messages "$before")))" -eq 1 ]
+}
+
+@test "a connection whose reader may always be on the way to TCP's bytes leaves the map" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  set_fuse 0
+  step send 5
+  set_fuse 1
+  step read 5
+  step dup
+  step pace 10 1100
+  sleep 0.3
+  step send 10
+  step answer 10
+  counters
+  [ "$(counter ends_unfused)" -eq 2 ]
+}
+
 @test "a dialogue of small messages stays in the map" {
   load
   "$here/bench/load" rr 100 2 0 0 >/dev/null

@@ -27,6 +27,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -984,6 +985,45 @@ static int run_hold(char **args)
 }
 
 /*
+ * late: two threads read one socket.  One, of this name, finds bytes that went by TCP and
+ * is on the way to take them, for half a second (tests/late.bpf.c).  The other takes them
+ * meanwhile, and more are sent, for the first.
+ */
+static void *late_reader(void *argument)
+{
+	unsigned char bytes[100];
+
+	if (prctl(PR_SET_NAME, "late"))
+		fail("PR_SET_NAME");
+	return (void *)recv(*(int *)argument, bytes, sizeof(bytes), 0);
+}
+
+static int run_late(void)
+{
+	struct timespec until;
+	pthread_t thread;
+	int pair[2], more = 2, one = 1;
+	void *n = NULL;
+
+	make_pair(pair);
+	setsockopt(pair[1], SOL_SOCKET, SO_RCVLOWAT, &more, sizeof(more));
+	send_all(pair[0], "tcp", 3);
+	setsockopt(pair[1], SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+	if (pthread_create(&thread, NULL, late_reader, &pair[1]))
+		fail("pthread_create");
+	usleep(100000);
+	if (recv(pair[1], (char[3]){}, 3, MSG_DONTWAIT) != 3)
+		fail("the late reader was not late");
+	send_all(pair[0], "fused?", 6);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 5;
+	if (pthread_timedjoin_np(thread, &n, &until))
+		fail("the late reader sleeps while bytes wait");
+	printf("late=%ld\n", (long)n);
+	return 0;
+}
+
+/*
  * unread: bytes are sent and not read; a line on standard input later (the
  * test unloads meanwhile) more are sent, and all are read.  So few that nothing
  * but the switch speaks against fusing the later ones.
@@ -1762,6 +1802,8 @@ static int run_whole(char **args)
  *	take N		the client reads
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
  *	await N		recv() of as many, in a thread; answered once it sleeps
+ *	poll		a thread sleeps in poll(2) for what does not come
+ *	dup, undup	the server has a second descriptor, or no more
  *	lowat N		SO_RCVLOWAT of the reader
  *	rcvbuf N	SO_RCVBUF of the reader
  *	edge		an edge-triggered epoll watches the reader
@@ -1774,6 +1816,7 @@ static int run_whole(char **args)
  */
 struct steps {
 	int pair[2];
+	int copy;      /* of the server's descriptor */
 	size_t wanted; /* by the thread */
 	int flags;
 	volatile bool about_to_read;
@@ -1844,6 +1887,15 @@ static void await_option(int fd, int option, int value, int tenths)
 	}
 }
 
+/* Asleep in poll(2) for what does not come. */
+static void *poll_step(void *argument)
+{
+	struct pollfd p = { .fd = *(int *)argument, .events = POLLPRI };
+
+	poll(&p, 1, -1);
+	return NULL;
+}
+
 static void take_step(struct steps *steps, const char *name, int n, int times)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
@@ -1880,6 +1932,14 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		while (!steps->about_to_read)
 			usleep(1000);
 		usleep(100000);
+	} else if (!strcmp(name, "poll")) {
+		if (pthread_create(&thread, NULL, poll_step, &steps->pair[1]))
+			fail("pthread_create");
+		usleep(100000);
+	} else if (!strcmp(name, "dup")) {
+		steps->copy = dup(steps->pair[1]);
+	} else if (!strcmp(name, "undup")) {
+		close(steps->copy);
 	} else if (!strcmp(name, "lowat")) {
 		if (setsockopt(steps->pair[1], SOL_SOCKET, SO_RCVLOWAT, &n, sizeof(n)))
 			fail("SO_RCVLOWAT");
@@ -1950,6 +2010,8 @@ int main(int argc, char **argv)
 		return run_ktls();
 	if (argc >= 3 && !strcmp(argv[1], "hold"))
 		return run_hold(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "late"))
+		return run_late();
 	if (argc == 2 && !strcmp(argv[1], "unread"))
 		return run_unread();
 	if (argc == 2 && !strcmp(argv[1], "mptcp"))

@@ -188,6 +188,16 @@ flagged() {
   [ "$(counter fused_messages)" -eq 2 ]
 }
 
+@test "nothing is fused past a reader that is on its way to TCP's bytes, which another has taken" {
+  load
+  "$BPFTOOL" prog loadall "$here/tests/late.bpf.o" "$BPFFS/late" autoattach
+  run "$TRAFFIC" late
+  rm -r "$BPFFS/late"
+  echo "$output; $(counters)"
+  [ "$output" = "late=6" ]
+  (($(counter tcp_blocked_reader) > 0))
+}
+
 @test "HAProxy with splice: 1 GB and 10,000 short connections, from the first connection on" {
   files
   load
