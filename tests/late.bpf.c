@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* A thread named "late" takes half a second to begin tcp_recvmsg() (tests/vm/guard.bats). */
+/* A thread named "late" takes half a second to begin tcp_recvmsg() (tests/vm/guard.bats).
+ */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

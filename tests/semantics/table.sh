@@ -90,10 +90,10 @@ NAMES=closing_peer\`).  A program that sends to an end which may close at any ti
 
 ## Several threads that read one socket
 
-Where two threads have been seen asleep in recv on one socket, at once or one after the other, its connection leaves the map
-once it has gone by TCP.  A thread that was not seen there, and is held up by the scheduler between the two halves of its call,
-may sleep until the next bytes come by TCP.  Among 9,024 rounds of \`two_readers\` (\`make adversaries\`) on a busy machine that
-was one, and none of 10,055 by TCP.  Exclude a service of which several threads read one connection.
+A message wakes every thread that sleeps in recv on the socket.  One takes it, and a thread that gets nothing answers \`EAGAIN\`
+(\`recv_woken_without_bytes\`), where by TCP it sleeps on.  So where two threads sleep in recv on one socket at once, its
+connection leaves the map.  Exclude a service of which several threads read one connection.  No thread sleeps while bytes wait
+for it (\`make adversaries NAMES=two_readers\`).
 
 ## Checkpoint and restore
 
