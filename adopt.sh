@@ -24,6 +24,8 @@ EOF
 
 EVERY=
 parse_arguments() {
+  split_options "$@"
+  set -- "${ARGUMENTS[@]}"
   while (($#)); do
     case $1 in
       --every)

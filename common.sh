@@ -34,10 +34,11 @@ Exit codes:
   0  done
   1  a command failed; what had been changed was put back
   2  the command line is wrong
-  3  root is needed
+  3  root is needed, or this root may not use BPF
   4  this host lacks something that sockfuse needs
   5  another program stands where sockfuse would
-  6  another sockfuse script held the lock for $LOCK_WAIT s"
+  6  another sockfuse script held the lock for $LOCK_WAIT s, or another program
+     reads the trace pipe"
 
 BPFTOOL=${BPFTOOL:-bpftool}
 QUIET=
@@ -62,9 +63,22 @@ die() {
   exit "$1"
 }
 
+# split_options ARGUMENT...: sets ARGUMENTS, with --option=value as two words
+split_options() {
+  local word
+  ARGUMENTS=()
+  for word; do
+    if [[ $word =~ ^(--[a-z-]+)=(.*)$ ]]; then
+      ARGUMENTS+=("${BASH_REMATCH[@]:1}")
+    else
+      ARGUMENTS+=("$word")
+    fi
+  done
+}
+
 # last_option OPTION: what every script takes, after its own: --help, and no other
 last_option() {
-  [[ $1 == --help ]] || die "$EX_USAGE" "unknown option: $1" "see: $0 --help"
+  [[ $1 == -h || $1 == --help ]] || die "$EX_USAGE" "unknown option: $1" "see: $0 --help"
   usage
   exit 0
 }
@@ -108,12 +122,23 @@ bpftool_is_at_least() {
   ((${major:-0} > $1 || (${major:-0} == $1 && ${minor:-0} >= $2)))
 }
 
+# What the scripts use besides bpftool; <( ) needs /dev/fd, which an initramfs may lack.
+need_tools() {
+  need_command jq jq
+  need_command flock util-linux
+  need_command findmnt util-linux
+  [[ -e /dev/fd/0 || -e /dev/fd/2 ]] || die "$EX_HOST" "/dev/fd is missing" "try: ln -s /proc/self/fd /dev/fd"
+}
+
 need_bpftool() {
   need_command "$BPFTOOL" bpftool
-  need_command jq jq
+  need_tools
   bpftool_is_at_least 5 10 ||
     die "$EX_HOST" "$BPFTOOL is too old or does not run here (version $(bpftool_version | grep . || echo unknown), 5.10 needed)" \
       "$(install_hint) (package bpftool, the one of this kernel)"
+  "$BPFTOOL" prog show >/dev/null 2>&1 ||
+    die "$EX_ROOT" "this root may not use BPF: $("$BPFTOOL" prog show 2>&1 | sed -n 's/^Error: //p' | head -n 1)" \
+      "run it on the host, or give the container CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN"
 }
 
 # One script at a time.  The lock goes with the last process that holds it, so

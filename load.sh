@@ -84,6 +84,8 @@ CAREFUL=
 CHECK=
 JSON=
 parse_arguments() {
+  split_options "$@"
+  set -- "${ARGUMENTS[@]}"
   while (($#)); do
     case $1 in
       --cgroup | --net | --refresh | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --min-age | --config)
@@ -243,6 +245,8 @@ network_keys() {
       need_command ip iproute2
       ip -j address show | jq -r '.[].addr_info[] | .local // empty'
     else
+      [[ $network == */* ]] ||
+        die "$EX_USAGE" "--net: how long is the prefix of $network?" "try: $network/$([[ $network == *:* ]] && echo 128 || echo 32) for that address alone"
       echo "$network"
     fi
   done | while read -r network; do

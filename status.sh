@@ -38,6 +38,8 @@ FORMAT=text
 WATCH=
 TOP=
 parse_arguments() {
+  split_options "$@"
+  set -- "${ARGUMENTS[@]}"
   while (($#)); do
     case $1 in
       --json | --prometheus) FORMAT=${1#--} ;;

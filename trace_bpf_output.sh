@@ -63,6 +63,9 @@ find_tracefs
 
 exec 8>"$LOCK.trace"
 flock -n 8 || die "$EX_BUSY" "another $(name_of trace_bpf_output) is running" "see: fuser -v $LOCK.trace"
+# The kernel lets one program read it at a time.
+true 2>/dev/null 7<"$TRACEFS/trace_pipe" ||
+  die "$EX_BUSY" "another program reads the trace pipe" "see: fuser -v $TRACEFS/trace_pipe"
 trap stop EXIT
 trap 'exit 0' INT TERM HUP PIPE
 set_trace 1

@@ -23,6 +23,8 @@ EOF
 }
 
 parse_arguments() {
+  split_options "$@"
+  set -- "${ARGUMENTS[@]}"
   while (($#)); do
     case $1 in
       --quiet) QUIET=1 ;;

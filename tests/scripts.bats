@@ -409,6 +409,21 @@ finish_unread() {
   refused 2 'not a port or a range of ports: 9-3' "$here/load.sh" --exclude-port 9-3
   refused 2 'not a port or a range of ports: http' "$here/load.sh" --exclude-port http
   refused 2 'not a cgroup2 directory: /tmp' "$here/load.sh" --cgroup /tmp
+  refused 2 'prefix of 10.0.0.0\?; try: 10.0.0.0/32 for' "$here/load.sh" --net 10.0.0.0
+  refused 2 'not a number from 1 .*: 0;' "$here/load.sh" --max-connections=0
+}
+
+@test "an option and its value may be one word; -h is --help" {
+  run "$here/load.sh" --max-connections=77 --net=10.0.0.0/8 --quiet 3>&-
+  [ "$status" -eq 0 ]
+  [ "$("$BPFTOOL" -j map show pinned "$BPFFS/sock_ops_map" | jq .max_entries)" -eq 154 ]
+  "$here/status.sh" | grep -F 10.0.0.0/8
+  local script
+  for script in load unload status adopt trace_bpf_output trace_lo_traffic; do
+    run "$here/$script.sh" -h
+    [ "$status" -eq 0 ]
+    [[ $output == "Usage: $script.sh"* ]]
+  done
 }
 
 @test "without the guard: load.sh says so and goes on; --careful is refused, nothing changed" {
@@ -464,6 +479,27 @@ finish_unread() {
   printf '#!/bin/sh\necho bpftool v5.4.0\n' >"$BATS_TEST_TMPDIR/bpftool"
   chmod +x "$BATS_TEST_TMPDIR/bpftool"
   refused 4 'too old .*5\.4\.0' env BPFTOOL="$BATS_TEST_TMPDIR/bpftool" "$here/load.sh" --quiet
+}
+
+@test "without flock, findmnt, jq or /dev/fd: one line that names it, exit 4" {
+  local tool file bin=$BATS_TEST_TMPDIR/bin
+  for tool in flock findmnt jq; do
+    mkdir "$bin"
+    for file in /usr/bin/* /bin/* /usr/sbin/* /sbin/*; do
+      [[ ${file##*/} == "$tool" ]] || ln -sf "$file" "$bin/"
+    done
+    refused 4 "$tool is missing; try: make deps" env PATH="$bin" "$here/load.sh" --quiet
+    rm -r "$bin"
+  done
+  refused 4 '/dev/fd is missing; try: ln -s /proc/self/fd /dev/fd' hidden 'mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3' "$here/load.sh" --quiet
+}
+
+@test "root without the capabilities that BPF needs: one line, exit 3" {
+  local script
+  for script in load unload; do
+    refused 3 'this root may not use BPF: .*CAP_BPF' setpriv --bounding-set=-bpf,-sys_admin "$here/$script.sh" --quiet
+  done
+  refused 1 'this root may not use BPF' setpriv --bounding-set=-bpf,-sys_admin "$here/status.sh"
 }
 
 @test "bpffs that cannot be mounted: one line, exit 4, nothing mounted" {
@@ -530,6 +566,18 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   wait_for 10 trace_setting 0
   wait "$BACKGROUND" || true
   BACKGROUND=
+}
+
+@test "trace_bpf_output.sh while another program reads the trace pipe: one line, exit 6" {
+  local reader
+  load
+  mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
+  cat /sys/kernel/tracing/trace_pipe >/dev/null 3>&- &
+  reader=$!
+  sleep 0.5
+  refused 6 'another program reads the trace pipe; see: fuser -v /sys/kernel/tracing/trace_pipe' timeout 10 "$here/trace_bpf_output.sh"
+  kill "$reader"
+  trace_setting 0
 }
 
 @test "trace_lo_traffic.sh says what to expect, and captures the port or filter it is given" {
