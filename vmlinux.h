@@ -403,17 +403,26 @@ struct sk_psock {
 
 struct sk_psock_link {
 	struct list_head list;
+	struct bpf_map *map;
 	void *link_raw; /* the map's element */
 };
 
-/* net/core/sock_map.c: an element of a sockhash */
+/* net/core/sock_map.c: a sockhash and its elements */
 struct bpf_shtab_elem {
+	u32 hash;
 	struct sock *sk;
+	struct hlist_node node;
 	u8 key[0];
+};
+
+struct bpf_shtab_bucket {
+	struct hlist_head head;
 };
 
 struct bpf_shtab {
 	struct bpf_map map;
+	struct bpf_shtab_bucket *buckets;
+	u32 buckets_num; /* a power of 2 */
 	struct sk_psock_progs progs;
 };
 

@@ -21,8 +21,9 @@
 #define TCP_KEEPCNT 6
 #define RCV_SHUTDOWN 1
 #define PROBING_NS 1000000000
-#define PROBE 1	   /* of the options that start_probing() sets: yes, and a second */
-#define PROBES 127 /* that may go unanswered, the most there can be */
+#define PROBE 1	      /* of the options that start_probing() sets: yes, and a second */
+#define PROBES 127    /* that may go unanswered, the most there can be */
+#define BUCKET_MAX 64 /* elements of a sockhash's bucket, which has two or so */
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -402,7 +403,10 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
  *
  * An end that has closed has no psock, either: to the other that is as good as 3.  So is
- * one that never entered the map (direction->alone): nothing fused comes from it.
+ * one that never entered the map (direction->alone): nothing fused comes from it.  Who
+ * has acknowledged or sent a byte is past the callback in which it would have entered, so
+ * an end that is not in the map then never will be (is_alone() in bpf_redirect.bpf.c,
+ * peer_in_map() here).
  *
  * What is read of the other end: each reads the other's queue, but for step 3, only so
  * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
@@ -517,6 +521,73 @@ static __always_inline void mend_as_sender(struct direction *direction)
 		direction->seam = 0;
 }
 
+#define ROTATED(word, bits) ((word) << (bits) | (word) >> (32 - (bits)))
+
+/* jhash() of a key, as sock_hash_bucket_hash() has it. */
+static __always_inline u32 hash_of_key(struct pair_key *key)
+{
+	u32 a, b, c, words[4] = {};
+
+	/* Else the verifier would see half a pointer to a network namespace. */
+	bpf_probe_read_kernel(words, sizeof(words), key);
+	a = b = c = 0xdeadbeef + sizeof(words);
+	a += words[0], b += words[1], c += words[2];
+	a = (a - c) ^ ROTATED(c, 4), c += b;
+	b = (b - a) ^ ROTATED(a, 6), a += c;
+	c = (c - b) ^ ROTATED(b, 8), b += a;
+	a = (a - c) ^ ROTATED(c, 16), c += b;
+	b = (b - a) ^ ROTATED(a, 19), a += c;
+	c = (c - b) ^ ROTATED(b, 4), b += a;
+	a += words[3];
+	c = (c ^ b) - ROTATED(b, 14), a = (a ^ c) - ROTATED(c, 11);
+	b = (b ^ a) - ROTATED(a, 25), c = (c ^ b) - ROTATED(b, 16);
+	a = (a ^ c) - ROTATED(c, 4), b = (b ^ a) - ROTATED(a, 14);
+	return (c ^ b) - ROTATED(b, 24);
+}
+
+/*
+ * Is the peer of an end that is in the map there, too?  A sockops program may not look a
+ * socket up, so this walks through the bucket as sock_hash_lookup_elem_raw() does, under
+ * the same RCU lock: what was there before and stays there is found.  The element of this
+ * end tells the hash that the kernel computed of its key; where ours differs, or the
+ * bucket is full, the answer is yes, which is as if nobody had asked.
+ */
+static __noinline bool peer_in_map(struct tcp_sock *tp)
+{
+	struct sk_psock *psock = psock_of(tp);
+	struct bpf_shtab_elem *elem;
+	struct pair_key key, other;
+	struct sk_psock_link *link;
+	struct bpf_shtab *table;
+	struct hlist_node *node;
+	u64 bucket;
+	u32 hash;
+
+	if (!psock || !stored_key(tp, &key))
+		return true;
+	link = (void *)READ(psock, link.next) -
+	       bpf_core_field_offset(struct sk_psock_link, list);
+	elem = READ(link, link_raw);
+	if (READ(elem, hash) != hash_of_key(&key) || !peer_key(tp, &key))
+		return true;
+	table = (void *)READ(link, map) - bpf_core_field_offset(struct bpf_shtab, map);
+	hash = hash_of_key(&key);
+	bucket = (u64)READ(table, buckets) +
+		 (u64)(hash & (READ(table, buckets_num) - 1)) *
+			 bpf_core_type_size(struct bpf_shtab_bucket);
+	node = READ((struct bpf_shtab_bucket *)bucket, head.first);
+	for (int i = 0; node; i++, node = READ(node, next)) {
+		elem = (void *)node - bpf_core_field_offset(struct bpf_shtab_elem, node);
+		if (i == BUCKET_MAX ||
+		    bpf_probe_read_kernel(&other, sizeof(other), &elem->key))
+			return true;
+		if (other.netns == key.netns && other.sender_isn == key.sender_isn &&
+		    other.peer_isn == key.peer_isn)
+			return true;
+	}
+	return false;
+}
+
 /*
  * As the reader of TCP bytes, before they are acknowledged.  Once the fused
  * ones have been read, the kernel is made to tell again of TCP's:
@@ -528,11 +599,19 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 					   struct settings *set, struct tcp_sock *tp,
 					   struct direction *direction)
 {
+	struct bpf_sock *sk = skops->sk;
 	u32 found = waiters(tp);
 	struct sk_psock *psock;
 
-	if (!(found & (WAITER_EDGE | WAITER_LATER)))
+	if (!sk || !(found & (WAITER_EDGE | WAITER_LATER)))
 		return;
+	if (!direction)
+		direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
+					       BPF_SK_STORAGE_GET_F_CREATE);
+	if (direction && !direction->paired) {
+		direction->paired = peer_in_map(tp);
+		direction->alone |= !direction->paired;
+	}
 	leave(set, tp, direction, found & WAITER_EDGE);
 	psock = psock_of(tp);
 	if (psock)

@@ -213,6 +213,7 @@ struct direction {
 	u8 leaving; /* is to leave the map: goes by TCP once nothing fused waits */
 	u8 quiet;   /* none of its messages is under way, quiet() in bpf_redirect.bpf.c */
 	u8 alone;   /* its peer has not entered the map and never will */
+	u8 paired;  /* its peer was seen in the map */
 	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
 	int disconnects;   /* sk_disconnects when the socket entered the map */

@@ -421,6 +421,22 @@ talk_at() {
   [ "$(counter ends_unfused)" -eq 2 ]
 }
 
+# FIONREAD answers for a socket in the map, and counts fused bytes alone.
+@test "an edge-triggered reader whose peer never enters the map gets every byte, as nginx reads" {
+  local end
+  mkdir "$CGROUP/inside"
+  load --cgroup "$CGROUP/inside"
+  for end in accepted connected; do
+    run timeout 60 "$TRAFFIC" alone "$end" "$CGROUP/inside/cgroup.procs"
+    echo "$end: $output; $(counters)"
+    [ "$output" = "bytes=3000000" ]
+  done
+  [ "$(counter ends_tracked)" -eq 2 ]
+  [ "$(counter ends_unfused)" -eq 2 ]
+  unload --quiet
+  rmdir "$CGROUP/inside"
+}
+
 # What is asleep inside TCP is a case of tests/status.bats.
 @test "after a fallback, what a blocking reader waits for is fused again" {
   local before

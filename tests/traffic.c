@@ -984,6 +984,75 @@ static int run_hold(char **args)
 	return 0;
 }
 
+static void enter_cgroup(const char *procs)
+{
+	int fd = open(procs, O_WRONLY);
+
+	if (fd < 0 || write(fd, "0", 1) != 1)
+		fail("%s", procs);
+	close(fd);
+}
+
+#define ALONE_BYTES 3000000
+#define ALONE_WRITE 50000
+
+static void *send_alone(void *argument)
+{
+	for (size_t sent = 0; sent < ALONE_BYTES; sent += ALONE_WRITE)
+		send_all(*(int *)argument, bytes_at(1, sent), ALONE_WRITE);
+	return NULL;
+}
+
+/*
+ * alone connected|accepted PROCS: that end of a connection is in the cgroup of that
+ * cgroup.procs, the other is not.  It reads at each edge for as long as FIONREAD says
+ * that there is more, as nginx does.
+ */
+static int run_alone(char **args)
+{
+	bool connected = !strcmp(args[0], "connected");
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
+	int pair[2], port = 0, left, epoll = epoll_create1(0);
+	struct sockaddr_storage address;
+	static unsigned char buffer[4096];
+	size_t got = 0;
+	socklen_t length;
+	pthread_t writer;
+	int listener;
+	ssize_t n;
+
+	pair[0] = connected ? -1 : socket(AF_INET, SOCK_STREAM, 0);
+	listener = connected ? listen_on("127.0.0.1", &port) : -1;
+	enter_cgroup(args[1]);
+	if (connected)
+		pair[0] = socket(AF_INET, SOCK_STREAM, 0);
+	else
+		listener = listen_on("127.0.0.1", &port);
+	length = parse_address("127.0.0.1", port, &address);
+	if (connect(pair[0], (void *)&address, length))
+		fail("connect");
+	pair[1] = accept(listener, NULL, NULL);
+	if (epoll_ctl(epoll, EPOLL_CTL_ADD, pair[!connected], &event))
+		fail("epoll_ctl");
+	if (pthread_create(&writer, NULL, send_alone, &pair[connected]))
+		fail("pthread_create");
+	while (got < ALONE_BYTES) {
+		if (epoll_wait(epoll, &event, 1, 5000) != 1)
+			fail("no edge after %zu of %d bytes", got, ALONE_BYTES);
+		do {
+			n = recv(pair[!connected], buffer, sizeof(buffer), MSG_DONTWAIT);
+			if (n < 0)
+				break;
+			check_bytes(buffer, 1, got, n);
+			got += n;
+			left = 0;
+			ioctl(pair[!connected], FIONREAD, &left);
+		} while (left);
+	}
+	printf("bytes=%zu\n", got);
+	return 0;
+}
+
 /*
  * late: two threads read one socket.  One, of this name, finds bytes that went by TCP and
  * is on the way to take them, for half a second (tests/late.bpf.c).  The other takes them
@@ -2010,6 +2079,8 @@ int main(int argc, char **argv)
 		return run_ktls();
 	if (argc >= 3 && !strcmp(argv[1], "hold"))
 		return run_hold(argv + 2);
+	if (argc == 4 && !strcmp(argv[1], "alone"))
+		return run_alone(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "late"))
 		return run_late();
 	if (argc == 2 && !strcmp(argv[1], "unread"))
