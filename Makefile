@@ -36,7 +36,7 @@ C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
-	wrk sockperf
+	wrk sockperf docker.io passt
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 .PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries lint clean
 .DELETE_ON_ERROR:
@@ -89,6 +89,7 @@ load:
 	$(Q)$(MAKE) objects
 	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
 
+# FULL=1: as much through programs that splice as is promised, see tests/apps.bats.
 check:
 	$(Q)./deps.sh load check
 	$(Q)$(MAKE) objects helpers

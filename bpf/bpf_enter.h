@@ -7,6 +7,7 @@
 #define SOCKFUSE_BPF_ENTER_H
 
 #include "bpf_sockmap.h"
+#include "bpf_splicers.h"
 
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
@@ -75,7 +76,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
-	if (guarded(service))
+	if (guarded(service) || (set->splicers && !connected && dialled_by_splicer(tp)))
 		return OUTCOME(ends_guarded);
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);

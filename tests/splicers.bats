@@ -24,8 +24,16 @@ serve() {
 
 nothing_fused() {
   counters
-  [ "$(counter fused_messages)" -eq 0 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
   (($(counter ends_guarded) > 0))
+}
+
+# through: a little and much, there and back through the proxy at port 7100
+through() {
+  local size
+  for size in 500 900000; do
+    timeout 60 "$TRAFFIC" through 8080 7100 20 "$size"
+  done
 }
 
 # on_and_before PROXY...: a proxy at port 7100 of which the connections stay whole, whether it
@@ -33,10 +41,10 @@ nothing_fused() {
 on_and_before() {
   load
   serve 7100 "$@"
-  timeout 60 "$TRAFFIC" through 8080 7100 20
+  through
   nothing_fused
   load
-  timeout 60 "$TRAFFIC" through 8080 7100 20
+  through
   nothing_fused
 }
 
