@@ -20,9 +20,9 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
-OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_status.bpf.o
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_splicers.bpf.o bpf/bpf_status.bpf.o
 # The same for bpftool before 5.16; slower.
-COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
+COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic

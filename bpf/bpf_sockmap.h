@@ -138,8 +138,9 @@ enum reason {
 	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
 	REASON_ULP,	       /* TCP_ULP: kTLS */
 	REASON_MAY_SPLICE,     /* bpf_splicers.h */
-	REASON_SPLICED_BEFORE, /* the same of a service from before the load: it has no
-				  mark, so this stays whoever listens there, too */
+	REASON_SPLICED_BEFORE, /* the same of a service from before the load whose socket
+				  could not be marked: this stays whoever listens there,
+				  too */
 };
 
 /*

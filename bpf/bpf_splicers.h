@@ -4,7 +4,8 @@
  * looks at TCP's queue alone: from a fused socket it waits for ever, or tells of the end
  * of the stream while fused bytes wait.  No state of a socket shows who will do so, but
  * these callbacks run in the task that connects or listens.  Its connections stay plain
- * TCP from their first byte, and so do those to its services.
+ * TCP from their first byte, and so do those to its services.  bpf_splicers.bpf.c does
+ * the same with what is there before the load.
  *
  * The end that accepts such a connection has to stay out, too: alone in the map, it would
  * read TCP's bytes and FIONREAD would count none of them, by which nginx takes a large
@@ -98,10 +99,8 @@ static __always_inline bool is_named(struct task_struct *task)
 }
 
 /* A thread may have a name of its own. */
-static __always_inline bool may_splice(void)
+static __always_inline bool may_splice(struct task_struct *task)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-
 	return is_go(task) || is_named(task) || is_named(READ(task, group_leader));
 }
 
@@ -119,7 +118,7 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	if (!tp || !sk || !set || !set->splicers)
 		return;
 	service = service_of(tp, false);
-	if (may_splice()) {
+	if (may_splice((void *)bpf_get_current_task())) {
 		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		key = dialler(tp, tp->write_seq);
 		if (listens) /* for who connects there */

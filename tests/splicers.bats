@@ -10,6 +10,7 @@ teardown() {
     wait "$pid" 2>/dev/null || true
   done
   unload --quiet
+  umount "$here/splicers" 2>/dev/null || true
   assert_nothing_left
 }
 
@@ -61,6 +62,41 @@ on_and_before() {
   local proxyd=/lib/systemd/systemd-socket-proxyd
   [[ -x $proxyd ]] && command -v systemd-socket-activate >/dev/null || skip "no systemd-socket-proxyd here"
   on_and_before systemd-socket-activate -l 127.0.0.1:7100 "$proxyd" 127.0.0.1:8080
+}
+
+@test "a name with spaces and quotes is a name" {
+  local name="a \"b' 1"
+  cp "$TRAFFIC" "$BATS_TEST_TMPDIR/$name"
+  { cat "$here/splicers" && echo "$name"; } >"$BATS_TEST_TMPDIR/splicers"
+  mount --bind "$BATS_TEST_TMPDIR/splicers" "$here/splicers"
+  on_and_before "$BATS_TEST_TMPDIR/$name" proxy 7100 8080
+}
+
+@test "nobody makes sockfuse forget a service from before the load" {
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  load
+  # twice each: what has been used is kept for longer
+  seq 60000 | awk '{ for (i = 0; i < 2; i++) print "map update pinned /sys/fs/bpf/sockfuse/fuse_guarded key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1 0 0 0" }' |
+    "$BPFTOOL" batch file - >/dev/null
+  through
+  counters
+  [ "$(counter fused_messages)" -eq 0 ]
+}
+
+@test "a connection from before the load of a program that splices is not adopted" {
+  local client answer
+  can_adopt || skip "this kernel cannot adopt"
+  serve 8080 "$TRAFFIC" server 8080
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  exec {client}<>/dev/tcp/127.0.0.1/7100
+  echo one >&"$client"
+  read -r -t 10 answer <&"$client"
+  load --adopt
+  [ "$(counter ends_tracked)" -eq 0 ]
+  echo two >&"$client"
+  read -r -t 10 answer <&"$client"
+  [ "$answer" = two ]
+  exec {client}>&-
 }
 
 @test "with --no-guard who may splice is fused like all others" {
