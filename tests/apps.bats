@@ -222,7 +222,7 @@ uploaded() {
 # With the guard it is fused, and reads.
 stays_plain() {
   counters
-  [[ -e $BPFFS/sockfuse/guard ]] || (($(counter fused_messages) == 0 && $(counter ends_guarded) > EXCHANGES && $(counter ends_tracked) == 0))
+  [[ -e $BPFFS/sockfuse/guard ]] || (($(counter fused_messages) == 0 && $(counter ends_may_splice) > EXCHANGES && $(counter ends_tracked) == 0))
 }
 
 # on_and_before COMMAND...: what goes through a program that listens at port 7100 stays
