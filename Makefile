@@ -27,7 +27,7 @@ ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
