@@ -20,14 +20,14 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Wextra -Werror $(ARCH_INCLUDE)
 CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
-OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_status.bpf.o
+OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_splicers.bpf.o bpf/bpf_status.bpf.o
 # The same for bpftool before 5.16; slower.
-COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_status.bpf.o
+COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
@@ -36,7 +36,7 @@ C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
-	wrk sockperf
+	wrk sockperf docker.io passt
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 .PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries lint clean
 .DELETE_ON_ERROR:
@@ -89,6 +89,7 @@ load:
 	$(Q)$(MAKE) objects
 	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
 
+# FULL=1: as much through programs that splice as is promised, see tests/apps.bats.
 check:
 	$(Q)./deps.sh load check
 	$(Q)$(MAKE) objects helpers

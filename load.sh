@@ -264,15 +264,8 @@ network_keys() {
 # In the host's byte order, as keys are
 little_endian() { [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]]; }
 bytes_u16() { if little_endian; then echo "$(($1 % 256)) $(($1 / 256))"; else echo "$(($1 / 256)) $(($1 % 256))"; fi; }
-# native_u32 NUMBER, of 32 bits
-native_u32() {
-  local bytes
-  read -ra bytes < <(little "$1" 4)
-  if little_endian; then echo "${bytes[*]}"; else echo "${bytes[3]} ${bytes[2]} ${bytes[1]} ${bytes[0]}"; fi
-}
 bytes_u32() { if little_endian; then echo "$(bytes_u16 "$1") 0 0"; else echo "0 0 $(bytes_u16 "$1")"; fi; }
 
-readonly SPLICED_BEFORE=7 # enum reason
 # fill MAP WHAT: lines of "KEY value VALUE" into it, all at once
 fill() {
   sed "s|^|map update pinned $STAGING/maps/$1 key |" | "$BPFTOOL" batch file - >/dev/null 2>&1 ||
@@ -340,7 +333,7 @@ find_cgroups() {
 build() {
   local name source stale=
   [[ -e $here/Makefile ]] || return 0 # installed
-  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_sidecar bpf_status compat/bpf_contrack compat/bpf_redirect compat/bpf_status; do
+  for name in bpf_contrack bpf_redirect bpf_adopt bpf_guard bpf_sidecar bpf_splicers bpf_status compat/bpf_contrack compat/bpf_redirect compat/bpf_splicers compat/bpf_status; do
     for source in "$here/bpf/${name#compat/}.bpf.c" "$here"/bpf/*.h "$here/vmlinux.h"; do
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
@@ -505,53 +498,36 @@ guard() {
 # Names of programs that may splice from their sockets: the project's list, and the administrator's
 splicer_names() { { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'; }
 
-# catches PID SIGNAL...: whether the process handles each of them
-catches() {
-  local caught signal
-  caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null)
-  for signal in "${@:2}"; do
-    ((0x${caught:-0} >> (signal - 1) & 1)) || return 1
-  done
+# pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
+# their names in /sys/fs/bpf, so that is where ours stand for once.
+pin_iterator() {
+  local command="mount --bind $STAGING/maps $BPFFS && $BPFTOOL iter pin $1 $BPFFS/$2"
+  say "+ unshare --mount bash -c '$command'"
+  log=$(unshare --mount bash -c "$command" 2>&1) || return
+  run mv "$STAGING/maps/$2" "$STAGING/$2"
 }
 
-# "NETNS PORT" of each service of this network namespace whose program may splice.  Go handles all
-# signals; of those that others handle, too, SIGURG is the rare one.
-splicing_services() {
-  local netns line name pid port
-  netns=$(stat -L -c %i /proc/self/ns/net)
-  ss -Hltnp 2>/dev/null | while read -r _ _ _ port line; do
-    port=${port##*:}
-    while read -r name pid; do
-      if grep -qxF -- "$name" <<<"$SPLICER_NAMES" || catches "$pid" 7 11 23; then
-        echo "$netns $port"
-      fi
-    done < <(grep -oP '\("\K[^"]*",pid=[0-9]+' <<<"$line" | sed 's/",pid=/ /')
-  done
-}
-
-# Without the guard who may splice stays out: known by name, and who listens already.
-# Named once for the namespaces that nsenter(1) enters.
+# Without the guard who may splice stays out: named to the programs, and those that are there already
 set_splicers() {
+  local names name bytes log
   [[ $SPLICERS ]] || return 0
-  need_command ss iproute2
-  SPLICER_NAMES=$(splicer_names)
-  say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${SPLICER_NAMES//$'\n'/ })"
-  while read -r name; do
-    printf '%-16.15s' "$name" | tr ' ' '\0' | od -An -v -t u1 | tr '\n' ' '
-    echo ' value 1'
-  done <<<"$SPLICER_NAMES" | fill "$PROGRAMS" "names of programs"
-  note_services
+  names=$(splicer_names)
+  say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${names//$'\n'/ })"
+  while IFS= read -r name; do
+    read -ra bytes < <(printf %s "$name" | od -An -v -t u1 -N 15)
+    bytes+=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
+    echo "${bytes[*]:0:16} value 1"
+  done <<<"$names" | fill "$PROGRAMS" "names of programs"
+  pin_iterator "$(object bpf_splicers)" splicers ||
+    die "$EX_HOST" "who may splice cannot be told here: $(load_error <<<"$log")" "if nobody does: $0 --no-guard"
+  mark_splicers
 }
 
 # Before the programs are attached, and again after it for who has come meanwhile
-note_services() {
-  local netns port
+mark_splicers() {
   [[ $SPLICERS ]] || return 0
-  export SPLICER_NAMES
-  export -f splicing_services catches
-  in_each_netns bash -c splicing_services | sort -u | while read -r netns port; do
-    echo "$(native_u32 "$netns") $(native_u32 "$port") 255 255 255 255 value $(native_u32 "$SPLICED_BEFORE")"
-  done | fill "$GUARDED" "services that may splice"
+  say "+ cat $STAGING/splicers"
+  cat "$STAGING/splicers"
 }
 
 # The iterator that status.sh reads, optional too.
@@ -568,21 +544,17 @@ iterator() {
   }
 }
 
-# The iterator that adopts.  libbpf finds maps by their names in /sys/fs/bpf, so
-# that is where ours stand for once.
+# The iterator that adopts
 adopter() {
   local log
   [[ $ADOPTING ]] || return 0
   run "$BPFTOOL" map create "$STAGING/maps/$ADOPTERS" type array_of_maps key 4 value 4 entries 1 \
     name "$ADOPTERS" inner_map pinned "$STAGING/sock_ops_map"
   run "$BPFTOOL" map update pinned "$STAGING/maps/$ADOPTERS" key 0 0 0 0 value pinned "$STAGING/sock_ops_map"
-  set -- mount --bind "$STAGING/maps" "$BPFFS" \&\& "$BPFTOOL" iter pin "$here/bpf/bpf_adopt.bpf.o" "$BPFFS/adopt"
-  say "+ unshare --mount bash -c '$*'"
-  log=$(unshare --mount bash -c "$*" 2>&1) ||
+  pin_iterator "$here/bpf/bpf_adopt.bpf.o" adopt ||
     die "$EX_FAILED" "--adopt: $(load_error <<<"$log")" "leave it out"
   say "+ $BPFTOOL map update pinned $STAGING/maps/$CGROUPS_MAP (${CGROUPS[*]})"
   cgroup_ids | sed 's/$/ value 1/' | fill "$CGROUPS_MAP" cgroups
-  run mv "$STAGING/maps/adopt" "$STAGING/adopt"
 }
 
 # little NUMBER BYTES: the lowest byte first
@@ -792,7 +764,7 @@ iterator
 adopter
 sidecar
 attach
-note_services
+mark_splicers
 check
 commit
 adopt

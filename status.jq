@@ -150,7 +150,7 @@ def report:
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
-def of_sockets: IN("left_out", "excluded", "guarded_service", "map_full", "refused", "remote");
+def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "map_full", "refused", "remote");
 
 def or_none: if . == "" then "none" else . end;
 

@@ -186,7 +186,8 @@ struct io_kiocb {
 struct file {
 	unsigned int f_flags;
 	struct inode *f_inode;
-	file_ref_t f_ref; /* f_count before 6.13 */
+	void *private_data; /* of a socket's: struct socket */
+	file_ref_t f_ref;   /* f_count before 6.13 */
 };
 
 struct sock;
@@ -304,6 +305,7 @@ struct sock {
 		atomic_t rmem_alloc; /* bytes queued for the reader */
 	} sk_backlog;
 	u8 sk_userlocks;
+	u16 sk_protocol;
 	u8 sk_shutdown; /* RCV_SHUTDOWN: a FIN has come */
 	int sk_rcvbuf;
 	struct socket *sk_socket; /* NULL until it is accepted */
@@ -438,6 +440,12 @@ struct bpf_iter__sockmap {
 	struct bpf_map *map;
 	void *key;
 	struct sock *sk; /* NULL in the last call */
+};
+
+/* kernel/bpf/task_iter.c: what an iter/task_file program is given */
+struct bpf_iter__task_file {
+	struct task_struct *task;
+	struct file *file; /* both NULL in the last call */
 };
 
 /* net/ipv4/tcp_ipv4.c: what an iter/tcp program is given */

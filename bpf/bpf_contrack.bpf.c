@@ -251,7 +251,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		trace_end(tp, connected);
 	outcome = kept_out(set, tp, connected);
 	if (!outcome && IS_SPLICERS(set, sk))
-		outcome = OUTCOME(ends_guarded);
+		outcome = OUTCOME(ends_may_splice);
 	if (!outcome && reader_asleep(tp))
 		outcome = OUTCOME(ends_left_out);
 	if (!outcome && !remember(skops, set, disconnects_of(tp)))

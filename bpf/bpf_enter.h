@@ -7,6 +7,7 @@
 #define SOCKFUSE_BPF_ENTER_H
 
 #include "bpf_sockmap.h"
+#include "bpf_splicers.h"
 
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
@@ -51,17 +52,21 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 }
 
 /*
- * Has the service been seen to do what differs fused, or to this end's user?  One end may
- * stay out where the other enters, which then finds no peer.
+ * The counter, if the service has been seen to do what differs fused, or to this end's
+ * user.  One end may stay out where the other enters, which then finds no peer.
  */
-static __always_inline bool guarded(struct service service)
+static __always_inline u32 guarded(struct service service)
 {
-	if (bpf_map_lookup_elem(&fuse_guarded, &service))
-		return true;
-	if (service.user == ANYBODY)
-		return false;
-	service.user = ANYBODY;
-	return bpf_map_lookup_elem(&fuse_guarded, &service);
+	u32 *reason = bpf_map_lookup_elem(&fuse_guarded, &service);
+
+	if (!reason && service.user != ANYBODY) {
+		service.user = ANYBODY;
+		reason = bpf_map_lookup_elem(&fuse_guarded, &service);
+	}
+	if (!reason)
+		return 0;
+	return *reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
+					   : OUTCOME(ends_may_splice);
 }
 
 /* The counter that tells why a socket may not enter, 0 if it may. */
@@ -70,13 +75,17 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 {
 	struct service service = service_of(tp, connected);
 	u16 port = service.port;
+	u32 outcome;
 	u8 *listed;
 
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
-	if (guarded(service))
-		return OUTCOME(ends_guarded);
+	outcome = guarded(service);
+	if (outcome)
+		return outcome;
+	if (set->splicers && !connected && dialled_by_splicer(tp))
+		return OUTCOME(ends_may_splice);
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
 	return 0;

@@ -138,8 +138,9 @@ enum reason {
 	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
 	REASON_ULP,	       /* TCP_ULP: kTLS */
 	REASON_MAY_SPLICE,     /* bpf_splicers.h */
-	REASON_SPLICED_BEFORE, /* the same of a service from before the load: it has no
-				  mark, so this stays whoever listens there, too */
+	REASON_SPLICED_BEFORE, /* the same of a service from before the load whose socket
+				  could not be marked: this stays whoever listens there,
+				  too */
 };
 
 /*
@@ -176,8 +177,9 @@ struct counters {
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
 	u64 ends_excluded;	/* load.sh --port, --exclude-port */
-	u64 ends_remote;  /* load.sh --net: the other end is none that is known here */
-	u64 ends_guarded; /* their service is in fuse_guarded */
+	u64 ends_remote;     /* load.sh --net: the other end is none that is known here */
+	u64 ends_guarded;    /* their service is in fuse_guarded */
+	u64 ends_may_splice; /* they or their peers may, bpf_splicers.h */
 	u64 ends_map_full;
 	u64 ends_refused; /* the kernel did not take the socket */
 	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */

@@ -4,7 +4,12 @@
  * looks at TCP's queue alone: from a fused socket it waits for ever, or tells of the end
  * of the stream while fused bytes wait.  No state of a socket shows who will do so, but
  * these callbacks run in the task that connects or listens.  Its connections stay plain
- * TCP from their first byte, and so do those to its services.
+ * TCP from their first byte, and so do those to its services.  bpf_splicers.bpf.c does
+ * the same with what is there before the load.
+ *
+ * The end that accepts such a connection has to stay out, too: alone in the map, it would
+ * read TCP's bytes and FIONREAD would count none of them, by which nginx takes a large
+ * request for read.
  *
  * A program that only accepts, on a socket that another one made, is not seen here: the
  * name of the one that listens stands for it (systemd, inetd).
@@ -42,6 +47,33 @@ struct {
 	__type(value, u8);
 } fuse_splicers SEC(".maps");
 
+/* Who connects on loopback and may splice, until it is accepted: dialler() */
+struct {
+	__uint(pinning, PINNING);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct pair_key);
+	__type(value, u8);
+} fuse_diallers SEC(".maps");
+
+/* The end that connected, by its initial sequence number */
+static __always_inline struct pair_key dialler(struct tcp_sock *tp, u32 isn)
+{
+	return (struct pair_key){
+		.netns = (u64)sk_of(tp)->__sk_common.skc_net.net,
+		.sender_isn = isn,
+	};
+}
+
+/* Of an end that accepted */
+static __always_inline bool dialled_by_splicer(struct tcp_sock *tp)
+{
+	struct pair_key key = dialler(tp, isns_of(tp).peer_isn - 1);
+
+	return bpf_map_lookup_elem(&fuse_diallers, &key) &&
+	       !bpf_map_delete_elem(&fuse_diallers, &key);
+}
+
 /* A macro: CO-RE relocates an element whose number is a constant where it stands. */
 #define HANDLER(sighand, signal) ((u64)READ(sighand, action[(signal)-1].sa.sa_handler))
 
@@ -67,10 +99,8 @@ static __always_inline bool is_named(struct task_struct *task)
 }
 
 /* A thread may have a name of its own. */
-static __always_inline bool may_splice(void)
+static __always_inline bool may_splice(struct task_struct *task)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-
 	return is_go(task) || is_named(task) || is_named(READ(task, group_leader));
 }
 
@@ -82,15 +112,20 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	struct bpf_sock *sk = skops->sk;
 	u32 reason = REASON_MAY_SPLICE, *known;
 	struct service service;
+	struct pair_key key;
+	u8 yes = 1;
 
 	if (!tp || !sk || !set || !set->splicers)
 		return;
 	service = service_of(tp, false);
-	if (may_splice()) {
+	if (may_splice((void *)bpf_get_current_task())) {
 		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		key = dialler(tp, tp->write_seq);
 		if (listens) /* for who connects there */
 			bpf_map_update_elem(&fuse_guarded, &service, &reason,
 					    BPF_NOEXIST);
+		else if (both_ends_loopback(tp))
+			bpf_map_update_elem(&fuse_diallers, &key, &yes, BPF_ANY);
 		return;
 	}
 	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */

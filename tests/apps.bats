@@ -33,8 +33,11 @@ teardown() {
   for pid in $(ls -1 /proc | grep -E '^[0-9]+$'); do
     [[ $(readlink "/proc/$pid/root") != "$ROOT" ]] || kill -9 "$pid" 2>/dev/null || true
   done
+  [[ ! ${PASTA-} ]] || kill "$PASTA" 2>/dev/null || true
   wait
   unload --quiet
+  ip netns del inner 2>/dev/null || true
+  ip link del outside 2>/dev/null || true
 }
 
 app() {
@@ -90,7 +93,7 @@ excluded_address() {
   }
 }
 
-# haproxy_configuration ADDRESS OPTION
+# haproxy_configuration ADDRESS OPTION [MODE]: with a MODE, also at port 7100
 haproxy_configuration() {
   cat <<END
 global
@@ -107,6 +110,10 @@ listen plain
 listen tls
   bind $1:8443 ssl crt /tmp/pem
   server nginx $1:8080
+${3:+listen $3
+  mode $3
+  bind $1:7100
+  server server $1:8080}
 END
 }
 
@@ -128,14 +135,19 @@ fetch() {
   done
 }
 
+# answers FILE COUNT ADDRESS:PORT: each by a connection of its own
+answers() {
+  app curl -sSf --max-time 120 -H 'Connection: close' "http://$3/$1?[1-$2]" >"$ROOT/tmp/all"
+  yes "$ROOT/tmp/www/$1" | head -n "$2" | xargs cat | cmp - "$ROOT/tmp/all"
+  rm "$ROOT/tmp/all"
+}
+
 # proxied ADDRESS:PORT: 1 GB and 10,000 short connections
 proxied() {
   [[ -e $ROOT/tmp/www/huge ]] ||
     app bash -c 'head -c 1G /dev/zero | openssl enc -aes-128-ctr -pass pass:x -nosalt 2>/dev/null >/tmp/www/huge'
   app bash -c "set -o pipefail; curl -sSf --max-time 120 http://$1/huge | cmp - /tmp/www/huge"
-  app curl -sSf --max-time 120 -H 'Connection: close' "http://$1/small?[1-10000]" >"$ROOT/tmp/all"
-  yes "$ROOT/tmp/www/small" | head -n 10000 | xargs cat | cmp - "$ROOT/tmp/all"
-  rm "$ROOT/tmp/all"
+  answers small 10000 "$1"
 }
 
 kept_out() {
@@ -183,29 +195,122 @@ kept_out() {
   kept_out
 }
 
+# How much goes through each program that splices; make check FULL=1: 1 GB and 2,000 exchanges
+BULK=50000000 EXCHANGES=200
+[[ ! ${FULL-} ]] || BULK=1000000000 EXCHANGES=2000
+
+# exchanged SERVER [connect]: small and large answers, and bulk both ways at once, through port 7100
+exchanged() {
+  "$TRAFFIC" through "$1" 7100 $((EXCHANGES / 2)) 500 "${@:2}"
+  "$TRAFFIC" through "$1" 7100 $((EXCHANGES / 2)) 100000 "${@:2}"
+  "$TRAFFIC" through "$1" 7100 1 $BULK "${@:2}"
+}
+
+# downloaded: the same from nginx, through port 7100
+downloaded() {
+  [[ -e $ROOT/tmp/www/bulk ]] || head -c $BULK /dev/urandom >"$ROOT/tmp/www/bulk"
+  app bash -c "set -o pipefail; curl -sSf --max-time 120 http://127.0.0.1:7100/bulk | cmp - /tmp/www/bulk"
+  answers small $((EXCHANGES / 2)) 127.0.0.1:7100
+  answers middle $((EXCHANGES / 2)) 127.0.0.1:7100
+}
+
+uploaded() {
+  app curl -sSf --max-time 120 -T /tmp/www/bulk http://127.0.0.1:7100/put/bulk
+  same /tmp/www/bulk /tmp/put/bulk
+}
+
 # With the guard it is fused, and reads.
 stays_plain() {
   counters
-  [[ -e $BPFFS/sockfuse/guard ]] || (($(counter fused_messages) == 0 && $(counter ends_guarded) >= 30000))
+  [[ -e $BPFFS/sockfuse/guard ]] || (($(counter fused_messages) == 0 && $(counter ends_may_splice) > EXCHANGES && $(counter ends_tracked) == 0))
 }
 
-@test "HAProxy with splice, in the default load: 1 GB and 10,000 short connections" {
+# on_and_before COMMAND...: what goes through a program that listens at port 7100 stays
+# whole, and so it does in a load that finds it there
+on_and_before() {
+  "$@"
+  stays_plain
+  load
+  "$@"
+  stays_plain
+}
+
+@test "docker-proxy, in the default load" {
+  load
+  serve 7100 sh -c 'exec docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port 7100 -container-ip 127.0.0.1 -container-port 8080 3>/dev/null'
+  on_and_before exchanged 8080
+}
+
+@test "systemd-socket-proxyd, activated by its socket, in the default load" {
+  load
+  serve 7100 systemd-socket-activate -l 127.0.0.1:7100 /lib/systemd/systemd-socket-proxyd 127.0.0.1:8080
+  on_and_before exchanged 8080
+}
+
+@test "a Go proxy with io.Copy, in the default load" {
+  load
+  go_proxy
+  serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080
+  on_and_before exchanged 8080
+}
+
+@test "a Go proxy for HTTP's CONNECT, in the default load" {
+  load
+  go_proxy
+  serve 7100 /tmp/proxy 127.0.0.1:7100 connect
+  on_and_before exchanged 8080 connect
+}
+
+@test "a Go server that sends back what comes with io.Copy, in the default load" {
+  load
+  go_proxy
+  serve 7100 /tmp/proxy 127.0.0.1:7100 echo
+  on_and_before exchanged 0
+}
+
+@test "HAProxy with splice, TCP, in the default load" {
+  load
+  certificate
+  haproxy_configuration 127.0.0.1 'option splice-auto' tcp >"$ROOT/tmp/haproxy.conf"
+  serve 7100 haproxy -f /tmp/haproxy.conf
+  on_and_before exchanged 8080
+}
+
+@test "HAProxy with splice, HTTP, in the default load" {
   load
   nginx
   certificate
-  haproxy_configuration 127.0.0.1 'option splice-auto' >"$ROOT/tmp/haproxy.conf"
-  serve 8090 haproxy -f /tmp/haproxy.conf
-  proxied 127.0.0.1:8090
-  stays_plain
+  haproxy_configuration 127.0.0.1 'option splice-auto' http >"$ROOT/tmp/haproxy.conf"
+  serve 7100 haproxy -f /tmp/haproxy.conf
+  on_and_before downloaded
+  on_and_before uploaded
 }
 
-@test "a Go proxy with io.Copy, in the default load: 1 GB and 10,000 short connections" {
+# pasta_to NETNS: forwards port 7100 to port 8080 there.  It wants a network outside to copy,
+# and a root that is none of chroot(2).
+pasta_to() {
+  ip link add outside type veth peer name outside.peer
+  ip address add 192.0.2.9/24 dev outside
+  ip link set outside up
+  ip link set outside.peer up
+  ip route add default via 192.0.2.1
+  mkdir "$ROOT/run/netns"
+  mount --rbind /run/netns "$ROOT/run/netns"
+  # shellcheck disable=SC2016 # expanded inside
+  unshare --mount bash -c 'mount --rbind "$1" "$1" && cd "$1" && pivot_root . mnt && exec chroot . "${@:2}"' - "$ROOT" \
+    pasta --foreground --runas 0 --ipv4-only -t 7100:8080 -u none -T none -U none --netns-only --netns "/run/netns/$1" \
+    >"$BATS_TEST_TMPDIR/pasta" 2>&1 3>&- </dev/null &
+  PASTA=$!
+  wait_for 20 listens 7100
+}
+
+@test "pasta that forwards a port, in the default load" {
+  ip netns add inner
   load
-  nginx
-  go_proxy
-  serve 7100 /tmp/proxy 127.0.0.1:7100 127.0.0.1:8080
-  proxied 127.0.0.1:7100
-  stays_plain
+  ip netns exec inner chroot "$ROOT" nginx -c /tmp/nginx.conf >"$BATS_TEST_TMPDIR/nginx" 2>&1 3>&- &
+  wait_for 20 ip netns exec inner bash -c "$(declare -f listens); listens 8080"
+  pasta_to inner
+  on_and_before downloaded
 }
 
 @test "a Go proxy with io.Copy, its ports excluded: 1 GB and 10,000 short connections" {

@@ -10,6 +10,7 @@ teardown() {
     wait "$pid" 2>/dev/null || true
   done
   unload --quiet
+  umount "$here/splicers" 2>/dev/null || true
   assert_nothing_left
 }
 
@@ -24,8 +25,16 @@ serve() {
 
 nothing_fused() {
   counters
-  [ "$(counter fused_messages)" -eq 0 ]
-  (($(counter ends_guarded) > 0))
+  [ "$(counter ends_tracked)" -eq 0 ]
+  (($("$here/status.sh" --json 3>&- | jq .counters.fallback.may_splice) > 0))
+}
+
+# through: a little and much, there and back through the proxy at port 7100
+through() {
+  local size
+  for size in 500 900000; do
+    timeout 60 "$TRAFFIC" through 8080 7100 20 "$size"
+  done
 }
 
 # on_and_before PROXY...: a proxy at port 7100 of which the connections stay whole, whether it
@@ -33,10 +42,10 @@ nothing_fused() {
 on_and_before() {
   load
   serve 7100 "$@"
-  timeout 60 "$TRAFFIC" through 8080 7100 20
+  through
   nothing_fused
   load
-  timeout 60 "$TRAFFIC" through 8080 7100 20
+  through
   nothing_fused
 }
 
@@ -55,12 +64,47 @@ on_and_before() {
   on_and_before systemd-socket-activate -l 127.0.0.1:7100 "$proxyd" 127.0.0.1:8080
 }
 
+@test "a name with spaces and quotes is a name" {
+  local name="a \"b' 1"
+  cp "$TRAFFIC" "$BATS_TEST_TMPDIR/$name"
+  { cat "$here/splicers" && echo "$name"; } >"$BATS_TEST_TMPDIR/splicers"
+  mount --bind "$BATS_TEST_TMPDIR/splicers" "$here/splicers"
+  on_and_before "$BATS_TEST_TMPDIR/$name" proxy 7100 8080
+}
+
+@test "nobody makes sockfuse forget a service from before the load" {
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  load
+  # twice each: what has been used is kept for longer
+  seq 60000 | awk '{ for (i = 0; i < 2; i++) print "map update pinned /sys/fs/bpf/sockfuse/fuse_guarded key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1 0 0 0" }' |
+    "$BPFTOOL" batch file - >/dev/null
+  through
+  counters
+  [ "$(counter fused_messages)" -eq 0 ]
+}
+
+@test "a connection from before the load of a program that splices is not adopted" {
+  local client answer
+  can_adopt || skip "this kernel cannot adopt"
+  serve 8080 "$TRAFFIC" server 8080
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  exec {client}<>/dev/tcp/127.0.0.1/7100
+  echo one >&"$client"
+  read -r -t 10 answer <&"$client"
+  load --adopt
+  [ "$(counter ends_tracked)" -eq 0 ]
+  echo two >&"$client"
+  read -r -t 10 answer <&"$client"
+  [ "$answer" = two ]
+  exec {client}>&-
+}
+
 @test "with --no-guard who may splice is fused like all others" {
   load --no-guard
   serve 7100 "$TRAFFIC" proxy 7100 8080 go
   "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
   counters
-  [ "$(counter ends_guarded)" -eq 0 ]
+  [ "$(counter ends_may_splice)" -eq 0 ]
   [ "$(counter fused_bytes)" -eq 2000 ]
 }
 

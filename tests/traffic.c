@@ -1742,11 +1742,14 @@ static int run_proxy(char **args, bool go)
 }
 
 /*
- * through SERVER PROXY ROUNDS: a server at port SERVER sends back what it is sent; a
- * client connects to port PROXY of a program that forwards to it, sends a little and
- * much and wants all of it back.
+ * server PORT: sends back what comes, at 127.0.0.1.
+ *
+ * through SERVER PROXY CONNECTIONS SIZE [connect]: such a server at port SERVER, if that
+ * is not 0, and clients, one after the other, that connect to port PROXY of a program
+ * that forwards to it, send SIZE bytes and want them back.  With "connect" they ask for
+ * the server by HTTP's CONNECT first.
  */
-static void *through_connection(void *argument)
+static void *server_connection(void *argument)
 {
 	int fd = (long)argument;
 	static __thread char buffer[65536];
@@ -1758,14 +1761,14 @@ static void *through_connection(void *argument)
 	return NULL;
 }
 
-static void *through_server(void *argument)
+static void *run_server(void *argument)
 {
 	for (;;) {
 		long fd = accept((long)argument, NULL, NULL);
 		pthread_t thread;
 
 		if (fd < 0 ||
-		    pthread_create(&thread, NULL, through_connection, (void *)fd))
+		    pthread_create(&thread, NULL, server_connection, (void *)fd))
 			fail("accept");
 		pthread_detach(thread);
 	}
@@ -1773,42 +1776,71 @@ static void *through_server(void *argument)
 
 struct through_job {
 	int fd;
-	size_t size;
+	uint64_t size;
 };
+
+static size_t chunk(struct through_job *job, uint64_t done)
+{
+	return job->size - done < CHUNK_MAX ? job->size - done : CHUNK_MAX;
+}
 
 static void *through_writer(void *argument)
 {
 	struct through_job *job = argument;
 
-	send_all(job->fd, bytes_at(1, 0), job->size);
+	for (uint64_t done = 0; done < job->size; done += chunk(job, done))
+		send_all(job->fd, bytes_at(1, done), chunk(job, done));
 	return NULL;
 }
 
-static int run_through(char **args)
+static void ask_for_tunnel(int fd, int server)
 {
-	static const size_t sizes[] = { 500, 900000 };
-	int port = atoi(args[0]), rounds = atoi(args[2]);
-	long listener = listen_on("127.0.0.1", &port);
+	static const char accepted[] = "HTTP/1.1 200 ";
+	char text[256] = "";
+	int length = snprintf(text, sizeof(text), "CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n",
+			      server);
+
+	send_all(fd, text, length);
+	memset(text, 0, sizeof(text));
+	for (length = 0; !strstr(text, "\r\n\r\n"); length++) {
+		if (length == sizeof(text) - 1)
+			fail("no tunnel");
+		recv_all(fd, text + length, 1);
+	}
+	if (strncmp(text, accepted, strlen(accepted)))
+		fail("no tunnel: %s", text);
+}
+
+static int run_through(char **args, bool connects)
+{
+	int server = atoi(args[0]), connections = atoi(args[2]);
 	struct sockaddr_storage address;
 	socklen_t length = parse_address("127.0.0.1", atoi(args[1]), &address);
-	unsigned char *buffer = malloc(sizes[1]);
-	pthread_t server, writer;
+	struct through_job job = { .size = atoll(args[3]) };
+	static unsigned char buffer[CHUNK_MAX];
+	pthread_t thread, writer;
+	double start;
 
-	if (pthread_create(&server, NULL, through_server, (void *)listener))
+	if (server && pthread_create(&thread, NULL, run_server,
+				     (void *)(long)listen_on("127.0.0.1", &server)))
 		return 1;
-	for (int i = 0; i < 2 * rounds; i++) {
-		struct through_job job = { socket(AF_INET, SOCK_STREAM, 0),
-					   sizes[i % 2] };
-
-		if (connect(job.fd, (void *)&address, length) ||
-		    pthread_create(&writer, NULL, through_writer, &job))
+	start = now_ms();
+	for (int i = 0; i < connections; i++) {
+		job.fd = socket(AF_INET, SOCK_STREAM, 0);
+		if (connect(job.fd, (void *)&address, length))
 			fail("connect to port %s", args[1]);
-		recv_all(job.fd, buffer, job.size);
-		check_bytes(buffer, 1, 0, job.size);
+		if (connects)
+			ask_for_tunnel(job.fd, server);
+		if (pthread_create(&writer, NULL, through_writer, &job))
+			return 1;
+		for (uint64_t done = 0; done < job.size; done += chunk(&job, done)) {
+			recv_all(job.fd, buffer, chunk(&job, done));
+			check_bytes(buffer, 1, done, chunk(&job, done));
+		}
 		pthread_join(writer, NULL);
 		close(job.fd);
 	}
-	printf("rounds=%d\n", rounds);
+	printf("connections=%d ms=%.1f\n", connections, now_ms() - start);
 	return 0;
 }
 
@@ -2097,8 +2129,13 @@ int main(int argc, char **argv)
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
-	if (argc == 5 && !strcmp(argv[1], "through"))
-		return run_through(argv + 2);
+	if (argc == 3 && !strcmp(argv[1], "server")) {
+		int port = atoi(argv[2]);
+
+		run_server((void *)(long)listen_on("127.0.0.1", &port));
+	}
+	if (argc >= 6 && !strcmp(argv[1], "through"))
+		return run_through(argv + 2, argc > 6);
 	if (argc >= 4 && !strcmp(argv[1], "proxy"))
 		return run_proxy(argv + 2, argc > 4);
 	if (argc == 4 && !strcmp(argv[1], "whole"))
@@ -2110,7 +2147,8 @@ int main(int argc, char **argv)
 	fprintf(stderr,
 		"usage: traffic "
 		"echo|burst|stall|mix|edge|tuples|waitall|flagged|splice|ktls|hold|"
-		"unread|mptcp|repair|shutdown|early|busy|leave|again|whole|proxy|through|"
+		"unread|mptcp|repair|shutdown|early|busy|leave|again|whole|proxy|server|"
+		"through|"
 		"steps "
 		"...\n");
 	return 2;

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Marks the TCP sockets that programs which may splice have already when sockfuse is
+ * loaded, and their services, as mark_splicer() does with later ones.  A BPF iterator: a
+ * read of its pin runs this once for each open file of each process.
+ */
+#define PINNING LIBBPF_PIN_BY_NAME
+#include "bpf_splicers.h"
+
+#define IPPROTO_TCP 6
+#define TCP_LISTEN 10
+#define S_IFMT 00170000
+#define S_IFSOCK 0140000
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+static __always_inline bool is_tcp(struct sock *sk)
+{
+	u16 family = READ(sk, __sk_common.skc_family);
+
+	return (family == AF_INET || family == AF_INET6) &&
+	       READ(sk, sk_protocol) == IPPROTO_TCP;
+}
+
+static __always_inline void note_service(struct sock *sk, u32 reason)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+	struct service service = {
+		.netns = READ(net, ns.inum),
+		.port = READ(sk, __sk_common.skc_num),
+		.user = ANYBODY,
+	};
+
+	if (READ_BITFIELD(sk, __sk_common.skc_state) == TCP_LISTEN)
+		bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+}
+
+/* Before 5.11 a socket cannot be marked from here. */
+static __always_inline void note_unmarked(struct file *file)
+{
+	struct inode *inode = READ(file, f_inode);
+	struct socket *socket = READ(file, private_data);
+	struct sock *sk;
+
+	if ((READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return;
+	sk = READ(socket, sk);
+	if (is_tcp(sk))
+		note_service(sk, REASON_SPLICED_BEFORE);
+}
+
+SEC("iter/task_file")
+int bpf_splicers(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+
+	if (!task || !file || !may_splice(task))
+		return 0;
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)) {
+		note_unmarked(file);
+		return 0;
+	}
+	socket = bpf_sock_from_file(file);
+	if (!socket || !is_tcp(socket->sk))
+		return 0;
+	bpf_sk_storage_get(&fuse_splicers, socket->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	note_service(socket->sk, REASON_MAY_SPLICE);
+	return 0;
+}
