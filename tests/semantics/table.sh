@@ -56,7 +56,7 @@ To exclude a service, give \`load.sh --exclude-port\` the port that it listens o
 
 ## With the guard, and on other kernels
 
-\`bpf_guard.bpf.c\` needs BTF trampolines, and bpftool 7.5 or later to attach it; \`load.sh\` says so where it cannot.
+\`bpf_guard.bpf.c\` needs BTF trampolines; \`load.sh\` says so where it cannot.
 *unguarded*: as everywhere without it. *guard*: the first connection of a service that does such a thing. *again*: its later ones,
 which start on TCP. *careful*: \`load.sh --careful\`, which leaves ends to TCP that wait in recv, as most of the catalogue's do. *careful-polled*: the same,
 but the ends have polled and read once before, so that fusing has begun when they do what the behaviour is about.
