@@ -54,7 +54,7 @@ ExecStart=/src/tests/traffic splice uring
 ExecStopPost=systemctl --no-block exit
 END
   unshare --mount --pid --fork --mount-proc --kill-child bash -c 'mount -t tmpfs tmpfs /tmp &&
-    exec env container=other /lib/systemd/systemd --system --show-status=0 --unit=job.service' </dev/null 3>&- || true
+    exec env container=other /lib/systemd/systemd --system --show-status=0 --unit=job.service' </dev/null >/dev/null 2>&1 3>&- || true
   cat /run/job
   grep -qx "  guard      on" /run/job
   [ "$(grep -cx "first=-22 second=100" /run/job)" -eq 2 ]
