@@ -19,10 +19,10 @@ splice_is_refused() {
   done
 }
 
-@test "make load, from the sources: the guard is on, and splice from a fused socket answers EINVAL" {
+@test "make load, which builds the guard and what attaches it: it is on, and splice from a fused socket answers EINVAL" {
   "$BPFTOOL" version
   [[ $("$BPFTOOL" prog help 2>&1) != *autoattach* ]]
-  rm -f "$here"/bpf/*.o "$here"/bpf/compat/*.o "$here/bpf/autoattach"
+  rm "$here"/bpf/{bpf_guard.bpf.o,autoattach}
   run make -C "$here" load 3>&-
   echo "$output"
   [ "$status" -eq 0 ]
