@@ -76,16 +76,16 @@ them; without the guard, exclude services that should.
 A BPF program may answer for a function only where that is a hook of the security modules, or on the kernel's list for error
 injection, which Debian's kernels do not have (\`CONFIG_FUNCTION_ERROR_INJECTION\`): 6.1 and 6.12 refuse \`fmod_ret/__x64_sys_splice\`
 ("is not modifiable"). Linux 7.2 takes it and \`__x64_sys_sendfile64\` without that list, but such a list of system calls leaves out
-io_uring's splice, which is none, and, by their prefix, those of programs of 32 bits; both would wait for ever. So the guard
+io_uring's splice, which is none, and by its source those of programs of 32 bits, whose names have another prefix; both would wait for ever. So the guard
 answers in \`security_file_permission\`, which every splice passes, and every \`read\` and \`write\` of the host. By instructions
-(Linux 6.12, \`bench/guard.sh\`; rates without the guard are 1):
+(Linux 6.12, \`bench/guard.sh\`; rates without the guard are 1; from two runs, those of the middle column from one):
 
 | | all but that hook | the guard |
 |---|---:|---:|
-| request and answer of 64 bytes, fused | 0.92 | 0.91 |
-| pipe, 1 byte | 0.99 | 0.84 |
-| pipe, 4 KB | 1.01 | 1.01 |
-| pipe, 64 KB | 1.01 | 1.00 |
+| request and answer of 64 bytes, fused | 0.92 | 0.91–0.92 |
+| pipe, 1 byte | 0.99 | 0.84–0.87 |
+| pipe, 4 KB | 1.01 | 0.98–1.01 |
+| pipe, 64 KB | 1.01 | 0.98–1.00 |
 
 Most of it is the kernel's way into a program: one that only tests the file's mode costs as much there, as \`fmod_ret\` or as \`lsm\`.
 The other way would be to leave out who may splice, as where there is no guard, and to learn the rest at \`tcp_splice_read\`, for which only splices
