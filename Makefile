@@ -21,7 +21,9 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_splicers.bpf.o bpf/bpf_status.bpf.o
-# The same for bpftool before 5.16; slower.
+# Attaches the guard for bpftool before 7.5.
+AUTOATTACH := bpf/autoattach
+# The same objects for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
@@ -38,12 +40,14 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
 	wrk sockperf docker.io passt
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
+# Debian 12 as it comes, and what make load needs there
+BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
 .PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries lint clean
 .DELETE_ON_ERROR:
 
 all: objects
 
-objects: $(OBJECTS) $(COMPAT)
+objects: $(OBJECTS) $(COMPAT) $(AUTOATTACH)
 
 helpers: $(HELPERS)
 
@@ -55,6 +59,10 @@ bpf/compat/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) vmlinux.h
 	$(call msg,BPF,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -DOLD_LOADER -c $< -o $@
+
+$(AUTOATTACH): %: %.c
+	$(call msg,CC,$@)
+	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@ -lbpf
 
 # Every structure of vmlinux.h in one object's BTF, for tests/vmlinux.bats.
 tests/vmlinux.bpf.o: vmlinux.h
@@ -107,13 +115,16 @@ vmcheck vmcheck-all: objects helpers
 		echo "no emulated machine: skipped"; \
 	fi
 
-# The guard, on one; takes long.
+# The guard, on one, and by make load and as a service on Debian 12; takes long.
 guardcheck: objects helpers
 	$(Q)./deps.sh load check vm
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS)
 	$(Q)$(MAKE) tests/vm/proxy
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
 	$(Q)tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/guard.bats
+	$(Q)$(MAKE) deb
+	$(Q)tests/debian.sh bookworm tests/vm/root-bookworm $(BOOKWORM_PACKAGES)
+	$(Q)ROOT=tests/vm/root-bookworm tests/vm/run.sh 6.1 bats --formatter tap tests/vm/bookworm.bats
 
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
@@ -163,6 +174,7 @@ install: objects
 	$(Q)install -m 644 common.sh preflight.sh status.jq splicers $(DESTDIR)$(LIBDIR)
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
+	$(Q)install -m 755 $(AUTOATTACH) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
@@ -209,4 +221,4 @@ lint:
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
 
 clean:
-	$(Q)rm -rf $(OBJECTS) bpf/compat $(HELPERS) tests/vm/proxy dist tests/vm/arm64
+	$(Q)rm -rf $(OBJECTS) bpf/compat $(AUTOATTACH) $(HELPERS) tests/vm/proxy dist tests/vm/arm64

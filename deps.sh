@@ -27,11 +27,11 @@ EOF
 readonly NEEDED="\
 load   clang                       clang         clang          clang           clang
 load   /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel   libbpf-devel    libbpf
+load   cc                          gcc           gcc            gcc             gcc
 load   bpftool                     bpftool       bpftool        bpftool         bpf
 load   jq                          jq            jq             jq              jq
 load   flock                       util-linux    util-linux     util-linux      util-linux
 load   tcpdump                     tcpdump       tcpdump        tcpdump         tcpdump
-check  cc                          gcc           gcc            gcc             gcc
 check  bats                        bats          bats           bats            bash-bats
 load   ss                          iproute2      iproute        iproute2        iproute2
 check  nft                         nftables      nftables       nftables        nftables
@@ -44,6 +44,7 @@ check  systemd-nspawn              systemd-container systemd-container systemd-c
 check  dpkg-deb                    dpkg          dpkg           dpkg            dpkg
 check  rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 deb    dpkg-deb                    dpkg          dpkg           dpkg            dpkg
+deb    dpkg-shlibdeps              dpkg-dev      dpkg-dev       dpkg            dpkg
 rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 bench  gnuplot                     gnuplot-nox   gnuplot        gnuplot         gnuplot
 bench  perf                        linux-perf    perf           perf            perf

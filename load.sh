@@ -338,8 +338,10 @@ build() {
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
   done
+  [[ $here/bpf/autoattach -nt $here/bpf/autoattach.c ]] || stale=1
   [[ $stale ]] || return 0
   need_command make make
+  need_command "${CC:-cc}" gcc
   need_command "${CLANG:-clang}" clang
   run make -s -C "$here" >&2 ||
     die "$EX_FAILED" "the BPF programs do not build (see above)" "try: make deps"
@@ -385,7 +387,7 @@ load_error() {
     inside && !/^(processed|verification time|stack depth) / { reason = $0 }
     /-- BEGIN (PROG LOAD|DUMP) LOG --/ { inside = 1 }
     /^(libbpf|Error): / && !/Retrying/ && !first { first = $0 }
-    END { print reason ? reason : first ? first : "no reason given" }'
+    END { print reason ? reason : first ? first : $0 ? $0 : "no reason given" }'
 }
 
 # load_program NAME TYPE bpftool-arguments...
@@ -458,15 +460,15 @@ stage() {
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
 
-# guard_refused ARGUMENT...: loads and attaches the guard; prints why not, and
+# guard_refused COMMAND...: loads and attaches the guard; prints why not, and
 # nothing if it is.  bpftool pins the links, but the programs if it cannot attach.
 guard_refused() {
   local log pin
-  [[ $("$BPFTOOL" prog help 2>&1) == *autoattach* ]] || {
-    echo "this bpftool cannot attach it, 7.5 can"
+  command -v "$1" >/dev/null || {
+    echo "this bpftool cannot attach it, nor is $1 here: install sockfuse again, or bpftool 7.5"
     return
   }
-  log=$("$BPFTOOL" prog loadall "$@" autoattach 2>&1) || {
+  log=$("$@" 2>&1) || {
     load_error <<<"$log"
     return
   }
@@ -476,21 +478,26 @@ guard_refused() {
   done
 }
 
-# The optional third object.
+# The optional third object.  bpftool attaches it since 7.5.
 guard() {
-  local name maps why
+  local name command why arguments
   [[ $GUARD ]] || return 0
-  maps=(map name sock_ops_map pinned "$STAGING/sock_ops_map")
+  arguments=("$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" map name sock_ops_map pinned "$STAGING/sock_ops_map")
   for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
-    maps+=(map name "$name" pinned "$STAGING/maps/$name")
+    arguments+=(map name "$name" pinned "$STAGING/maps/$name")
   done
-  say "+ $BPFTOOL prog loadall $here/bpf/bpf_guard.bpf.o $STAGING/guard ${maps[*]} autoattach"
-  why=$(guard_refused "$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" "${maps[@]}")
+  if [[ $("$BPFTOOL" prog help 2>&1) == *autoattach* ]]; then
+    command=("$BPFTOOL" prog loadall "${arguments[@]}" autoattach)
+  else
+    command=("$here/bpf/autoattach" "${arguments[@]}")
+  fi
+  say "+ ${command[*]}"
+  why=$(guard_refused "${command[@]}")
   [[ $why ]] || return 0
   GUARD=
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
-    die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out; it needs BTF trampolines and bpftool 7.5"
+    die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out"
   SPLICERS=1
   UNGUARDED=$why
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# guard.sh [ROUNDS] [SECONDS]: the speed with the guard as a ratio of that without
-# it, in turn; medians of the rounds.  For a machine of one's own, with a kernel that
+# guard.sh [ROUNDS] [SECONDS]: the speed with the guard, and with all of it but its hook
+# of splice, as ratios of that without it, in turn; medians of the rounds.  For a machine of one's own, with a kernel that
 # takes the guard: load.sh changes what the host has.  In instructions:
 # QEMU_OPTIONS="-icount shift=0,sleep=off" tests/vm/run.sh 6.12 bench/guard.sh 3 0.5
 set -euo pipefail
@@ -32,13 +32,15 @@ for ((round = 0; round < rounds; round++)); do
     exit 6
   }
   measure with
-  rm -r "$guard" # its links go with their pins
+  rm "$guard/guard_splice" # a link goes with its pin
+  measure unhooked
+  rm -r "$guard"
   measure without
 done
-printf '%s, median of %d rounds of %s s\n\n| | without | with | ratio |\n|---|---:|---:|---:|\n' "Linux $(uname -r)" "$rounds" "$seconds"
+printf '%s, median of %d rounds of %s s\n\n| | without | but splice | with | ratio | ratio |\n|---|---:|---:|---:|---:|---:|\n' "Linux $(uname -r)" "$rounds" "$seconds"
 for case in "rr:request/response, 64 bytes" "byte:pipe, 1 byte" "page:pipe, 4 KB" \
   "full:pipe, 64 KB"; do
-  files=("$results/${case%%:*}".{without,with})
-  printf '| %s | %.0f /s | %.0f /s | %.3f |\n' "${case#*:}" "$(median <"${files[0]}")" "$(median <"${files[1]}")" \
-    "$(paste "${files[@]}" | awk '{ print $2 / $1 }' | median)"
+  files=("$results/${case%%:*}".{without,unhooked,with})
+  printf '| %s | %.0f /s | %.0f /s | %.0f /s | %.3f | %.3f |\n' "${case#*:}" "$(median <"${files[0]}")" "$(median <"${files[1]}")" \
+    "$(median <"${files[2]}")" "$(paste "${files[@]}" | awk '{ print $2 / $1 }' | median)" "$(paste "${files[@]}" | awk '{ print $3 / $1 }' | median)"
 done

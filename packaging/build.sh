@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # build.sh deb|rpm: makes dist/sockfuse*.deb or .rpm of the objects that are built,
-# from packaging/package.
+# from packaging/package, for this architecture: autoattach is of one.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 project=$here/..
@@ -12,17 +12,28 @@ trap 'rm -rf "$work"' EXIT
 root=$work/root
 make -s -C "$project" install DESTDIR="$root" PREFIX=/usr SYSCONFDIR=/etc
 mkdir -p "$project/dist"
+rm -f "$project/dist/$NAME"[-_]*."$1" # of another version
+
+# The packages of what autoattach is linked with
+libraries() {
+  mkdir "$work/debian"
+  printf 'Source: %s\nPackage: %s\n' "$NAME" "$NAME" >"$work/debian/control"
+  (cd "$work" && dpkg-shlibdeps -O "$root/usr/lib/sockfuse/bpf/autoattach") | sed 's/^shlibs:Depends=//'
+}
 
 build_deb() {
+  local architecture depends
+  architecture=$(dpkg --print-architecture)
   mkdir "$root/DEBIAN"
+  depends="$DEB_DEPENDS, $(libraries)"
   cat >"$root/DEBIAN/control" <<END
 Package: $NAME
 Version: $VERSION
-Architecture: all
+Architecture: $architecture
 Maintainer: $MAINTAINER
 Section: $SECTION
 Priority: optional
-Depends: $DEB_DEPENDS
+Depends: $depends
 Recommends: $DEB_RECOMMENDS
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f 1)
 Description: $SUMMARY
@@ -32,7 +43,7 @@ END
   install -m 755 "$here/post-install" "$root/DEBIAN/postinst"
   install -m 755 "$here/pre-remove" "$root/DEBIAN/prerm"
   (cd "$root" && find usr -type f -exec md5sum {} +) >"$root/DEBIAN/md5sums"
-  dpkg-deb --root-owner-group --build "$root" "$project/dist/${NAME}_${VERSION}_all.deb" >/dev/null
+  dpkg-deb --root-owner-group --build "$root" "$project/dist/${NAME}_${VERSION}_$architecture.deb" >/dev/null
 }
 
 build_rpm() {
@@ -42,7 +53,6 @@ Version: $VERSION
 Release: 1
 Summary: $SUMMARY
 License: $LICENSE
-BuildArch: noarch
 Requires: $RPM_REQUIRES
 Recommends: $RPM_RECOMMENDS
 %description
@@ -59,10 +69,11 @@ $(cd "$root" && find usr ! -type d ! -path '*/man/*' -printf '/%p\n')
 $(cd "$root" && find usr -type d -path '*sockfuse*' -printf '%%dir /%p\n')
 /usr/share/man/man*/*
 END
-  # The objects are ELF, but for no machine of rpm's, and not to be stripped.
+  # The objects are ELF, but for no machine of rpm's, and not to be stripped; it finds
+  # what autoattach is linked with itself.
   rpmbuild --quiet -bb \
     --define "_topdir $work" --define "_rpmdir $work/rpms" --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
-    --define '_binaries_in_noarch_packages_terminate_build 0' --define '__os_install_post %{nil}' "$work/spec"
+    --define 'debug_package %{nil}' --define '_build_id_links none' --define '__os_install_post %{nil}' "$work/spec"
   mv "$work"/rpms/*.rpm "$project/dist"
 }
 

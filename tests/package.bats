@@ -106,6 +106,11 @@ packages() { make -s -C "$here" deb rpm 3>&-; }
   dpkg-deb -x "$here"/dist/sockfuse_*.deb "$dir/deb"
   diff -r --no-dereference "$dir/root" "$dir/deb"
   diff <(installed "$dir/root") <(rpm -qp --queryformat '[%{FILEMODES:perms} %{FILENAMES}\n]' "$here"/dist/sockfuse-*.rpm | sed -n 's/^[-l][^ ]* //p' | sort)
+  [ -x "$dir/deb/usr/lib/sockfuse/bpf/autoattach" ] # so it is for one architecture, with a library
+  [ "$(dpkg-deb -f "$here"/dist/*.deb Architecture)" = "$(dpkg --print-architecture)" ]
+  [[ $(dpkg-deb -f "$here"/dist/*.deb Depends) == *", libbpf"* ]]
+  [ "$(rpm -qp --queryformat '%{ARCH}' "$here"/dist/*.rpm)" = "$(uname -m)" ]
+  [[ $(rpm -qp --requires "$here"/dist/*.rpm) == *libbpf.so* ]]
   [ "$(dpkg-deb -f "$here"/dist/*.deb Version)" = "$(rpm -qp --queryformat '%{VERSION}' "$here"/dist/*.rpm)" ]
   [ "$(dpkg-deb -I "$here"/dist/*.deb conffiles)" = /etc/sockfuse.conf ]
   rpm -qp --queryformat '%{POSTIN}\n' "$here"/dist/*.rpm | sh -n

@@ -428,14 +428,75 @@ finish_unread() {
 
 @test "without the guard: load.sh says so and goes on; --careful is refused, nothing changed" {
   local tool=$BATS_TEST_TMPDIR/bpftool
-  printf '#!/bin/bash\n[[ $* != "prog help" ]] || exit 0\nexec %s "$@"\n' "$BPFTOOL" >"$tool"
+  cat >"$tool" <<END
+#!/bin/bash
+case "\$*" in
+  "prog help") echo autoattach ;;
+  *autoattach) echo "Error: no trampolines" >&2 && exit 1 ;;
+  *) exec $BPFTOOL "\$@" ;;
+esac
+END
   chmod +x "$tool"
   BPFTOOL=$tool run "$here/load.sh" 3>&-
   [ "$status" -eq 0 ]
-  [[ $output == *"no guard here ("*"stay plain TCP"* ]]
+  [[ $output == *"no guard here (Error: no trampolines): "*"stay plain TCP"* ]]
   assert_on
   unload --quiet
   BPFTOOL=$tool refused 4 'needs the guard' "$here/load.sh" --quiet --careful
+}
+
+# old_bpftool: one that cannot attach the guard, as before 7.5
+old_bpftool() {
+  printf '#!/bin/bash\n[[ $* != "prog help" ]] || exit 0\nexec %s "$@"\n' "$BPFTOOL" >"$BATS_TEST_TMPDIR/bpftool"
+  chmod +x "$BATS_TEST_TMPDIR/bpftool"
+  BPFTOOL=$BATS_TEST_TMPDIR/bpftool
+}
+
+@test "a bpftool that cannot attach the guard: autoattach does, or says why not" {
+  old_bpftool
+  BPFTOOL=$BPFTOOL run "$here/load.sh" 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *"+ $here/bpf/autoattach $here/bpf/bpf_guard.bpf.o $BPFFS/sockfuse/staging/guard map name "* ]]
+  [[ -e $BPFFS/sockfuse/guard || $output == *"no guard here (libbpf: prog 'guard_"* ]]
+  assert_on
+}
+
+@test "a bpftool that cannot attach the guard, and no autoattach: load.sh says what to install" {
+  local dir=$BATS_TEST_TMPDIR/root
+  make -s -C "$here" install DESTDIR="$dir" PREFIX=/usr 3>&-
+  rm "$dir/usr/lib/sockfuse/bpf/autoattach"
+  old_bpftool
+  BPFTOOL=$BPFTOOL run "$dir/usr/sbin/sockfuse-load" --quiet 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "${#lines[@]}" -eq 1 ]
+  [[ $output == *"no guard here (this bpftool cannot attach it, nor is $dir/"*"/autoattach here: install sockfuse again, or bpftool 7.5): "* ]]
+  assert_on
+}
+
+# attach ARGUMENT...: autoattach fails with the last line "Error: WHAT: WHY", and leaves nothing
+attach() {
+  run "$here/bpf/autoattach" "$@"
+  echo "$output"
+  [ "$status" -eq 1 ]
+  [ ! -e "$BATS_TEST_TMPDIR/links" ]
+}
+
+@test "autoattach names the file, the map or the pin that is not there, or not what it should be" {
+  local object=$here/bpf/bpf_guard.bpf.o links=$BATS_TEST_TMPDIR/links
+  run "$here/bpf/autoattach" "$object"
+  [ "$status" -eq 2 ]
+  [[ ${#lines[@]} -eq 1 && $output == "Usage: autoattach "* ]]
+  attach "$here/none.bpf.o" "$links"
+  [ "${lines[-1]}" = "Error: $here/none.bpf.o: No such file or directory" ]
+  attach "$here/load.sh" "$links"
+  [[ ${lines[-1]} == "Error: $here/load.sh: "* ]]
+  load --no-guard
+  attach "$object" "$links" map name fuse_none pinned "$BPFFS/sockfuse/fuse_marks"
+  [ "${lines[-1]}" = "Error: fuse_none: No such file or directory" ]
+  attach "$object" "$links" map name fuse_marks pinned "$BPFFS/sockfuse/fuse_none"
+  [ "${lines[-1]}" = "Error: $BPFFS/sockfuse/fuse_none: No such file or directory" ]
 }
 
 @test "with hidden kernel addresses: load.sh says what mends it; who waits for its connection stays with TCP" {

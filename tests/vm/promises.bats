@@ -94,6 +94,17 @@ since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
   [ "$status" -eq 0 ]
 }
 
+@test "with the guard, splice from a fused socket answers EINVAL: the call, sendfile, io_uring" {
+  local how
+  "$here/load.sh" --quiet 3>&- 2>"$BATS_TEST_TMPDIR/errors"
+  [[ -e $BPFFS/sockfuse/guard ]] || skip "$(grep -o '(.*)' "$BATS_TEST_TMPDIR/errors")"
+  for how in call sendfile uring; do
+    run timeout 60 "$TRAFFIC" splice "$how"
+    echo "$how: $output"
+    [ "$output" = "first=-22 second=100" ]
+  done
+}
+
 # found_missing: what load.sh --check finds missing in a mount namespace where $1 was run
 found_missing() {
   unshare --mount bash -c "$1 && $here/load.sh --check --json" >"$BATS_TEST_TMPDIR/json" && return 1

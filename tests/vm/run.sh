@@ -2,8 +2,8 @@
 # run.sh KERNEL COMMAND...: runs it in this project, as root, on a KERNEL of kernel.sh
 # in a virtual machine, emulated unless ACCEL=kvm is given.
 # Ends with the command's exit code, or 70 if the machine did not come to its end in
-# SECONDS_MAX.  tests/vm/root is its system, tests/vm/root-arm64
-# that of an arm64 kernel.  CGROUP=hybrid: cgroup2 beside version 1.  QEMU_OPTIONS
+# SECONDS_MAX.  ROOT is its system: tests/vm/root, tests/vm/root-arm64 for
+# an arm64 kernel, or the directory that is given.  CGROUP=hybrid: cgroup2 beside version 1.  QEMU_OPTIONS
 # are given to QEMU: with "-icount shift=0,sleep=off" the machine's clock counts
 # instructions, and two runs measure the same.
 set -euo pipefail
@@ -20,18 +20,18 @@ release=${boot##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
-tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 \
+tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm \
   --exclude=tests/vm/arm64 --exclude=tests/vm/kernels --exclude=tests/bpftools . | tar -C "$work/over/src" -xf -
-find "$work/over/src" -name '*.bpf.o' -exec touch {} + # or load.sh would build them
+find "$work/over/src" \( -name '*.bpf.o' -o -name autoattach \) -exec touch {} + # or load.sh would build them
 case $release in
   *-amd64)
-    root=$here/root console=ttyS0
+    root=${ROOT:-$here/root} console=ttyS0
     machine=(qemu-system-x86_64 -accel "${ACCEL:-tcg}" -cpu max)
     bpftool=tests/bpftools/$(suite_of "$kernel")
     [[ ! -x $project/$bpftool/bpftool ]] || (cd "$project" && tar -cf - "$bpftool") | tar -C "$work/over/src" -xf -
     ;;
   *-arm64) # its pointer authentication as QEMU can do it fast
-    root=$here/root-arm64 console=ttyAMA0
+    root=${ROOT:-$here/root-arm64} console=ttyAMA0
     machine=(qemu-system-aarch64 -M virt -accel "${ACCEL:-tcg}" -cpu "max,pauth-impdef=on")
     cp -R "$here/arm64/." "$work/over/src/"
     ;;
@@ -69,8 +69,8 @@ END
 chmod +x "$work/over/init"
 archive() { (cd "$1" && shift && find . -xdev "$@" -print0 | cpio -0 -o -H newc --quiet); }
 {
-  archive "$root" \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var -o -path ./usr/share/doc \
-    -o -path ./usr/share/locale -o -path ./usr/share/man -o -path ./usr/include -o -name '*.a' \) -prune -o
+  archive "$root" \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var/cache -o -path ./var/lib/apt \
+    -o -path ./usr/share/doc -o -path ./usr/share/locale -o -path ./usr/share/man \) -prune -o
   archive "$work/over"
 } >"$work/initramfs"
 
