@@ -30,7 +30,7 @@ HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
-	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh
+	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
 # What tests/apps.bats and make bench run, what tests/package.bats and tests/status.bats check
@@ -42,7 +42,10 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 # Debian 12 as it comes, and what make load needs there
 BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries lint clean
+# What tests/foreign/ builds and runs: the tests that others wrote.
+FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
+	libssl-dev zlib1g-dev
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -212,6 +215,14 @@ fuzz: objects helpers
 SECONDS ?= 120
 adversaries: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/adversaries/run.sh $(SECONDS) $(NAMES)
+
+# The tests of Go, CPython, libuv and libevent, or of SUITES (see tests/foreign/run.sh), plain
+# and fused; about 20 minutes.
+foreign: objects helpers
+	$(Q)./deps.sh load check
+	$(Q)tests/debian.sh bookworm tests/foreign/root $(FOREIGN_PACKAGES)
+	$(Q)tests/foreign/build.sh
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/foreign/run.sh $(SUITES)
 
 lint:
 	$(Q)./deps.sh lint
