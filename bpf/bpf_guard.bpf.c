@@ -22,7 +22,6 @@
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define LONG_MAX ((long)(~0UL >> 1))
-#define PF_IO_WORKER 0x10 /* linux/sched.h: a thread that works for io_uring */
 /* Of each architecture and of its 32-bit programs */
 #define NR_SPLICE_X86_64 275
 #define NR_SENDFILE_X86_64 40

@@ -298,6 +298,10 @@ static __always_inline bool much_of_a_file(u32 size)
  * (fdget()): the only call that task makes, and its descriptor holds the reference.  So
  * there are at most as many calls as references.  One descriptor has one; more of them
  * (dup(2), fork(2)) look like calls, which costs speed alone.
+ *
+ * Two cases are beyond it: a program that closes its last descriptor while another
+ * thread, or the other process that has it, is on its way in recv; and io_uring's workers
+ * that receive, several at a time, from a registered file.
  */
 static __always_inline bool strangers(struct tcp_sock *peer, u32 found)
 {
@@ -379,6 +383,7 @@ static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock
 	if (reader_may_be_in_tcp(peer))
 		return true;
 	direction->returned = SEEN | own->write_seq;
+	direction->blocked = 0;
 	return false;
 }
 
@@ -746,8 +751,9 @@ static __always_inline void count_by_tcp(struct direction *direction, u32 size,
 {
 	if (outcome == OUTCOME(tcp_sendfile))
 		count_streamed(direction, LEAVE_MESSAGES / LEAVE_SENDFILE);
-	else if (outcome == OUTCOME(tcp_blocked_reader))
-		count_streamed(direction, LEAVE_MESSAGES / LEAVE_BLOCKED);
+	else if (outcome == OUTCOME(tcp_blocked_reader) &&
+		 ++direction->blocked >= LEAVE_BLOCKED)
+		count_streamed(direction, LEAVE_MESSAGES);
 	else if (size < BULK_BYTES && (outcome == OUTCOME(tcp_in_flight) ||
 				       outcome == OUTCOME(tcp_backlog_number)))
 		count_streamed(direction, 1);

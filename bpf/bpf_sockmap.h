@@ -209,6 +209,7 @@ struct direction {
 	u16 stream;   /* so many small messages go by TCP once nothing waits */
 	u32 small;    /* messages below BULK_BYTES that were fused */
 	u32 streamed; /* count_streamed() */
+	u32 blocked;  /* messages in a row, reader_blocked() */
 	u64 sampled;  /* ktime of the last SAMPLE of small ones */
 	u8 seam;    /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
 	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
@@ -416,6 +417,7 @@ extern const void pollwake __ksym __weak;
 /* Waits of epoll, for as long as the socket is in its set, and of io_uring. */
 extern const void ep_poll_callback __ksym __weak;
 extern const void io_poll_wake __ksym __weak;
+extern const void io_async_wake __ksym __weak; /* until 5.16, of what is not a poll */
 
 #define WAITER_IN_TCP 1	 /* may sleep inside tcp_recvmsg() */
 #define WAITER_EDGE 2	 /* is told once of what there is: told_once() */
@@ -437,6 +439,7 @@ extern const void io_poll_wake __ksym __weak;
 #define ADDRESS_BITS ((1ULL << 48) - 1) /* arm64 signs return addresses above */
 #define IO_WAIT_BITS 3ULL /* io_uring marks its waits by these, over the request */
 #define REQ_F_FIXED_FILE 1
+#define PF_IO_WORKER 0x10	/* linux/sched.h: a thread that works for io_uring */
 #define RECEIVE_BYTES 16384	/* more than any of these functions has */
 #define CONNECT_BYTES 1024	/* inet_recvmsg() is not far behind */
 #define TEXT_BYTES (1ULL << 28) /* around any of them lies all kernel text */
@@ -525,7 +528,8 @@ static __always_inline u64 unknown(u64 number, u64 argument)
 /*
  * Does the call of this waiter hold a reference to the socket's file?  One that sleeps in
  * the socket does if its task shares its descriptors with another (fdget()), poll(2)
- * always does (__pollwait()), and io_uring unless the file is registered.
+ * always does (__pollwait()), and io_uring unless the file is registered.  Of its workers
+ * nobody knows.
  */
 static __always_inline bool holds_file(struct wait_queue_entry *waiter, const void *func)
 {
@@ -535,9 +539,11 @@ static __always_inline bool holds_file(struct wait_queue_entry *waiter, const vo
 
 	if (func == &woken_wake_function) {
 		files = READ(task, files);
-		return READ(files, count.counter) > 1;
+		return !(READ(task, flags) & PF_IO_WORKER) &&
+		       READ(files, count.counter) > 1;
 	}
-	if (&io_poll_wake && func == &io_poll_wake) {
+	if ((&io_poll_wake && func == &io_poll_wake) ||
+	    (&io_async_wake && func == &io_async_wake)) {
 		request = (void *)((u64)task & ~IO_WAIT_BITS);
 		return bpf_core_field_exists(request->flags) &&
 		       !(READ_BITFIELD(request, flags) & REQ_F_FIXED_FILE);
@@ -569,7 +575,9 @@ __weak u32 waiters_of(u64 address, u32 harmless)
 	head = &queue->wait.head;
 	pos = READ(head, next);
 	if (pos == head)
-		return once ?: READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER : 0;
+		return unknown(once, address)
+			       ?: READ(file, f_flags) & O_NONBLOCK ? WAITER_LATER
+								   : 0;
 	if (!&woken_wake_function || !&ep_poll_callback)
 		return WAITER_IN_TCP | WAITER_EDGE; /* hidden: kernel.kptr_restrict = 2 */
 	found = unknown(once, address);
