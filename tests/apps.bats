@@ -359,6 +359,40 @@ replicated() {
   [ "$(app redis-cli -p 6379 debug digest)" = "$(app redis-cli -p 6380 debug digest)" ]
 }
 
+# interrupt PROGRAM: as Ctrl-Z and fg do, once it sleeps in recv
+interrupt() {
+  local pid
+  wait_for 20 waits_in_recv "$1"
+  pid=$(pgrep -x "$1")
+  kill -STOP "$pid"
+  wait_for 10 grep -q '^State:.T' "/proc/$pid/status"
+  kill -CONT "$pid"
+}
+
+# In poll it would be poll_schedule_timeout, or the like.
+waits_in_recv() { [[ $(cat "/proc/$(pgrep -x "$1")/wchan" 2>/dev/null) == wait_woken ]]; }
+
+# docs/semantics.md, "Readers that are interrupted"
+@test "redis-cli that waits and is interrupted gives up, and not with the port excluded" {
+  local client code=0
+  load
+  serve 6379 redis-server --port 6379 --save '' --dir /tmp
+  app redis-cli blpop list 0 >"$BATS_TEST_TMPDIR/answer" 2>&1 3>&- &
+  client=$!
+  interrupt redis-cli
+  wait "$client" || code=$?
+  [ "$code" -eq 1 ]
+  grep 'Resource temporarily unavailable' "$BATS_TEST_TMPDIR/answer"
+
+  load --exclude-port 6379
+  app redis-cli blpop list 0 >"$BATS_TEST_TMPDIR/answer" 2>&1 3>&- &
+  client=$!
+  interrupt redis-cli
+  app redis-cli lpush list 'it works'
+  wait "$client"
+  grep 'it works' "$BATS_TEST_TMPDIR/answer"
+}
+
 sql() { app psql -h 127.0.0.1 -U postgres -qAt -v ON_ERROR_STOP=1 "$@"; }
 
 @test "PostgreSQL: pgbench, a large COPY both ways, LISTEN" {
