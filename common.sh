@@ -12,6 +12,9 @@ readonly CONNECTIONS=$PIN_DIR/connections # an iterator for each sockhash, by it
 readonly ADOPT=$PIN_DIR/adopt             # the iterator that puts older ones in
 readonly SIDECAR=$PIN_DIR/sidecar         # the programs of --sidecar
 readonly STAGING=$PIN_DIR/staging
+# A directory CGROUP-PROGRAM (inode number and id) for each place where a program of this
+# bpffs may be attached.
+readonly ATTACHED=$PIN_DIR/attached
 # The maps that outlive a reload; their names say that a program is ours.
 readonly SETTINGS=fuse_settings
 readonly COUNTERS=fuse_counters
@@ -186,39 +189,52 @@ pinned_id() {
   "$BPFTOOL" -j prog show pinned "$1" 2>/dev/null | jq -r '.id // empty'
 }
 
-# "ID TYPE CGROUP" of each program attached in any visible cgroup.  On kernels before 6.0
-# a bpftool of after that can only ask what is effective, so also inherited.
+# "ID TYPE CGROUP" of each program attached to the cgroups on standard input, one a line.
+# On kernels before 6.0 a bpftool of after that can only ask what is effective, so also
+# inherited.
 attachments() {
-  local root cgroup
-  root=$(cgroup2_mount)
-  if "$BPFTOOL" cgroup show "$root" >/dev/null 2>&1; then
-    { "$BPFTOOL" -j cgroup tree "$root" 2>/dev/null || true; } |
-      jq -r '.[]? | .cgroup as $cgroup | .programs[]? | "\(.id) \(.attach_type) \($cgroup)"'
-  else
-    find "$root" -type d | while read -r cgroup; do
-      { "$BPFTOOL" -j cgroup show "$cgroup" effective 2>/dev/null || true; } | jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \(.attach_type) \($cgroup)"'
-    done | awk '{ parent = $3; sub("/[^/]*$", "", parent); seen[$1, $3] } !(($1, parent) in seen)'
-  fi
+  local cgroup effective=()
+  "$BPFTOOL" cgroup show "$(cgroup2_mount)" >/dev/null 2>&1 || effective=(effective)
+  while IFS= read -r cgroup; do
+    { "$BPFTOOL" -j cgroup show "$cgroup" "${effective[@]}" 2>/dev/null || true; } |
+      jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \(.attach_type) \($cgroup)"'
+  done
 }
 
-# Those of our programs
+# Our programs where this bpffs has attached them: another sockfuse may run in a container.
+# An older version kept no such list, so all cgroups are looked at.
 our_attachments() {
-  attachments | jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))'
+  local root id type cgroup record any=()
+  root=$(cgroup2_mount)
+  if [[ -d $ATTACHED ]]; then
+    for record in "$ATTACHED"/*-*; do
+      record=${record##*/}
+      [[ $record == '*-*' ]] || any+=(-o -inum "${record%-*}")
+    done
+    find "$root" -type d \( -false "${any[@]}" \) | attachments | while read -r id type cgroup; do
+      [[ ! -e $ATTACHED/$(stat -c %i "$cgroup")-$id ]] || echo "$id $type $cgroup"
+    done
+  elif [[ -e $PIN_SOCKOPS || -e $PIN_DIR/$SETTINGS ]]; then
+    find "$root" -type d | attachments |
+      awk '{ cgroup = $0; sub("^[^ ]* [^ ]* ", "", cgroup); parent = cgroup; sub("/[^/]*$", "", parent); seen[$1, cgroup] } !(($1, parent) in seen)'
+  fi | jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))'
 }
 
 # detach_all_but IDS: every attachment of ours but these.  Only what is seen
 # attached is detached: where a program stands without multi, the kernel takes
 # that one off, whichever it is told (find_detach_entry).
 detach_all_but() {
-  local id type cgroup
+  local id type cgroup record
   our_attachments | while read -r id type cgroup; do
     grep -qwF "$id" <<<"$1" || run "$BPFTOOL" cgroup detach "$cgroup" "$type" id "$id"
+  done
+  for record in "$ATTACHED"/*-*; do
+    [[ ! -e $record ]] || grep -qwF "${record##*-}" <<<"$1" || rmdir "$record"
   done
 }
 
 # Map ids of the settings that pins and attachments of ours lead to; several
-# only after a load that was killed.  Nothing outside this bpffs and the
-# visible cgroups is looked at: another sockfuse may run in a container.
+# only after a load that was killed.
 our_settings() {
   local path
   {

@@ -521,6 +521,7 @@ set_splicers() {
   names=$(splicer_names)
   say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${names//$'\n'/ })"
   while IFS= read -r name; do
+    [[ $name ]] || continue # no name at all
     read -ra bytes < <(printf %s "$name" | od -An -v -t u1 -N 15)
     bytes+=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
     echo "${bytes[*]:0:16} value 1"
@@ -604,9 +605,6 @@ sidecar() {
 attach_sidecar() {
   local cgroup program
   [[ $SIDECAR_PORT ]] || return 0
-  for program in "$STAGING"/sidecar/sidecar_*; do
-    NEW_IDS+=" $(pinned_id "$program")"
-  done
   for cgroup in "${CGROUPS[@]}"; do
     for program in connects:sock_ops original_dst:getsockopt getpeername4:getpeername4 getpeername6:getpeername6 connect4:connect4 connect6:connect6; do
       run "$BPFTOOL" cgroup attach "$cgroup" "${program#*:}" pinned "$STAGING/sidecar/sidecar_${program%:*}" multi 2>/dev/null ||
@@ -621,14 +619,37 @@ attach_verdict() {
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
 }
 
+# remember_attachments: that the new programs may be attached, before they are; where an
+# older version kept no such list, that its programs are, too, all or none
+remember_attachments() {
+  local program cgroup id list=$ATTACHED
+  NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
+  NEW_IDS=$NEW_ID
+  for program in "$STAGING"/sidecar/sidecar_*; do
+    [[ ! -e $program ]] || NEW_IDS+=" $(pinned_id "$program")"
+  done
+  [[ -d $ATTACHED ]] || {
+    list=$STAGING/attached
+    mkdir "$list"
+    our_attachments | while read -r id _ cgroup; do
+      mkdir -p "$list/$(stat -c %i "$cgroup")-$id"
+    done
+  }
+  for cgroup in "${CGROUPS[@]}"; do
+    for id in $NEW_IDS; do
+      mkdir "$list/$(stat -c %i "$cgroup")-$id"
+    done
+  done
+  [[ $list == "$ATTACHED" ]] || mv -T "$list" "$ATTACHED"
+}
+
 # The verdict program first: a socket gets it when it enters the map.  The new
 # sockops program joins the old one, which goes last, so no connection finds
 # neither; a socket that one of them has taken is refused to the other.
 attach() {
   local cgroup
   OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
-  NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
-  NEW_IDS=$NEW_ID
+  remember_attachments
   attach_verdict
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{"marks": 1}'
   set_settings "${SETTINGS_MAP[@]}" "{\"fuse\": 1, \"account\": ${ACCOUNT:-0}, \"careful\": ${CAREFUL:-0},
@@ -645,10 +666,9 @@ attach() {
 # What the kernel holds, not what bpftool said.  Which program a sockhash has only
 # the iterator can tell; that the program uses this map, every kernel.
 check() {
-  local map cgroup attached
-  attached=$(attachments)
+  local map cgroup
   for cgroup in "${CGROUPS[@]}"; do
-    awk -v id="$NEW_ID" -v cgroup="$cgroup" '$1 == id && $3 == cgroup { found = 1 } END { exit !found }' <<<"$attached" ||
+    attachments <<<"$cgroup" | grep -q "^$NEW_ID [^ ]*sock_ops " ||
       die "$EX_FAILED" "the sockops program is not attached to $cgroup" "try: $0 again"
   done
   map=$("$BPFTOOL" -j map show pinned "$STAGING/sock_ops_map" | jq .id)
@@ -705,7 +725,7 @@ undo() {
     set_settings "${SETTINGS_MAP[@]}" "${SETTINGS_BEFORE:-{\"fuse\": 0\}}" 2>/dev/null
   fi
   rm -rf "$STAGING"
-  rmdir "$PIN_DIR" 2>/dev/null # only if nothing was loaded before
+  rmdir "$ATTACHED" "$PIN_DIR" 2>/dev/null # only if nothing was loaded before
   [[ ! $MOUNTED ]] || umount "$BPFFS"
   exit "$code"
 }

@@ -311,6 +311,46 @@ older_sockfuse() {
   rmdir "$CGROUP/one" "$CGROUP/two"
 }
 
+@test "cgroups with a backslash or a space in their name, programs of others on them: load, status, unload" {
+  local odd=$CGROUP/'machine-qemu\x2d1.scope' spaced="$CGROUP/with a space"
+  mkdir "$odd" "$spaced"
+  load_foreign "$BPFFS/foreign"
+  "$BPFTOOL" cgroup attach "$odd" sock_ops pinned "$BPFFS/foreign" multi
+  load
+  "$here/status.sh" >/dev/null
+  load --cgroup "$spaced"
+  [ "$("$here/status.sh" --json | jq -r '.cgroups[]')" = "$spaced" ]
+  [ -z "$(ours_attached)" ]
+  load --cgroup "$odd"
+  [ "$("$here/status.sh" --json | jq -r '.cgroups[]')" = "$odd" ]
+  unload --quiet
+  [ "$("$BPFTOOL" -j cgroup show "$odd" | jq length)" -eq 1 ]
+  [ -z "$("$BPFTOOL" cgroup show "$spaced")" ]
+  "$BPFTOOL" cgroup detach "$odd" sock_ops pinned "$BPFFS/foreign"
+  rmdir "$odd" "$spaced"
+}
+
+@test "a sockfuse in a container, with a bpffs of its own, is not touched by that of the host" {
+  local inner=$CGROUP/inner container
+  mkdir "$inner"
+  unshare --mount bash -c 'mount -t bpf bpf /sys/fs/bpf && touch "$1" && exec sleep 60' - "$BATS_TEST_TMPDIR/up" 3>&- &
+  container=$!
+  wait_for 5 [ -e "$BATS_TEST_TMPDIR/up" ]
+  nsenter --mount --target "$container" "$here/load.sh" --quiet --cgroup "$inner" 3>&-
+  load
+  assert_on
+  load
+  unload --quiet
+  [ -z "$(ours_attached)" ]
+  run nsenter --mount --target "$container" "$here/status.sh"
+  echo "$output"
+  [ "$status" -eq 0 ]
+  nsenter --mount --target "$container" "$here/unload.sh" --quiet
+  [ -z "$("$BPFTOOL" cgroup show "$inner")" ]
+  kill "$container"
+  rmdir "$inner"
+}
+
 @test "a hybrid host: cgroup2 beside version 1 is found" {
   # shellcheck disable=SC2016
   run hidden 'umount /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup &&
