@@ -132,3 +132,14 @@ on_and_before() {
   fi
   load --no-guard
 }
+
+@test "load.sh --check names the programs that run here and may splice" {
+  cp "$(command -v sleep)" "$BATS_TEST_TMPDIR/haproxy"
+  "$BATS_TEST_TMPDIR/haproxy" 60 3>&- &
+  run "$here/load.sh" --check 3>&-
+  kill $!
+  echo "$output"
+  if [[ $output != *"ok       guard"* ]]; then # else splice is refused
+    [[ $output == *"reduced  guard"*"stay plain TCP (here now: "*haproxy* ]]
+  fi
+}
