@@ -54,6 +54,7 @@ arm64  ld.lld                      lld           lld            lld             
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt
+check  mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
 

@@ -61,7 +61,7 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
 }
 
 @test "every commented option of sockfuse.conf is one that load.sh takes" {
-  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net)' >"$BATS_TEST_TMPDIR/conf"
+  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar|refresh)' >"$BATS_TEST_TMPDIR/conf"
   [ "$(wc -l <"$BATS_TEST_TMPDIR/conf")" -ge 5 ]
   run load --config "$BATS_TEST_TMPDIR/conf"
   [[ $output == *"--careful needs the guard"* ]] # both stand there
@@ -95,6 +95,31 @@ own() {
     diff <(help_options "$command" | own "$command") <(man_options "$command")
     diff <(help_options "$command" | own "$command") <(completed_options "$command")
   done
+}
+
+# As mandoc shows it, in one line with single spaces
+man_text() { mandoc -T ascii -O width=200 "$here/packaging/man/sockfuse-$1.8" | col -b | tr -s ' \n' ' '; }
+
+@test "the man pages show the examples of --help as they are" {
+  local command example
+  for command in load status; do
+    example=$("$here/${command//-/_}.sh" --help | sed -n 's/^Example: //p')
+    example=${example//"${command//-/_}.sh"/sockfuse-$command}
+    echo "$example"
+    [[ $(man_text "$command") == *"$example"* ]]
+  done
+}
+
+@test "each reason that status.sh shows stands in its man page" {
+  local reason
+  load
+  "$here/status.sh" --json | jq -r '.counters.fallback | keys[]' >"$BATS_TEST_TMPDIR/reasons"
+  [ -s "$BATS_TEST_TMPDIR/reasons" ]
+  while read -r reason; do
+    echo "$reason"
+    sed -n 's/^\.It //p' "$here/packaging/man/sockfuse-status.8" | grep -qw "$reason"
+  done <"$BATS_TEST_TMPDIR/reasons"
+  unload --quiet
 }
 
 packages() { make -s -C "$here" deb rpm 3>&-; }
