@@ -17,7 +17,7 @@ what by TCP and why, and lists the live connections, a line for each socket.
   --prometheus       the counters in the text format of node_exporter's textfile
                      collector
   --watch [SECONDS]  again every so many seconds (default 2), with rates; the 20
-                     busiest connections unless --top says otherwise
+                     busiest connections unless --top says otherwise; q ends it
   --top N            only the N sockets with the most fused bytes; needs
                      $(name_of load) --account
   --help             this text
@@ -308,19 +308,28 @@ check_top() {
     die "$EX_USAGE" "--top: the bytes of connections are not counted" "try: $(jq -r .load_command "$1") --account"
 }
 
+# On a terminal a line ends where that does, and the key q ends it.
 watch() {
-  local before=/dev/null text
+  local before=/dev/null text line width key
   TOP=${TOP:-20}
   trap 'exit 0' INT TERM HUP PIPE
   while true; do
     snapshot "$TMP/now"
     text=$(show "$TMP/now" "$before")
-    [[ ! -t 1 ]] || printf '\033[H\033[2J'
+    if [[ -t 1 ]]; then
+      printf '\033[H\033[2J'
+      read -r _ width < <(stty size 2>/dev/null </dev/tty) && ((width)) || width=80
+      text=$(while IFS= read -r line; do printf '%s\n' "${line:0:width}"; done <<<"$text")
+    fi
     printf '%s\n' "$text"
     mv "$TMP/now" "$TMP/before"
     before=$TMP/before
-    sleep "$WATCH" &
-    wait $!
+    if [[ -t 0 ]]; then
+      ! read -rsn 1 -t "$WATCH" key || [[ $key != q ]] || exit 0
+    else
+      sleep "$WATCH" &
+      wait $!
+    fi
   done
 }
 

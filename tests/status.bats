@@ -482,6 +482,15 @@ damaged() {
   [ "$(status --prometheus | sed -n 's/^sockfuse_map_entries //p')" -eq 30000 ]
 }
 
+@test "--watch on a terminal: lines end where it does, and the key q ends it" {
+  local out=$BATS_TEST_TMPDIR/watch
+  load
+  { sleep 4 && printf xq && sleep 8; } | timeout 20 script -qec "stty cols 40 && '$here/status.sh' --watch 1" /dev/null >"$out" 3>&-
+  cat "$out"
+  grep -q 'fused messages' "$out"
+  tr -d '\r' <"$out" | sed 's/\x1b\[[0-9]*[A-Z]//g' | awk 'length > 40 { exit 1 }'
+}
+
 @test "--watch shows rates that match iperf3's within 10 %" {
   local rate received
   load
