@@ -145,7 +145,7 @@ benchmarks: objects helpers
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:
-	$(Q)./deps.sh load check
+	$(Q)./deps.sh load demo
 	$(Q)$(MAKE) -s objects bench/load
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/demo.sh
 

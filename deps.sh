@@ -7,12 +7,12 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [check] [vm] [arm64] [lint] [deb] [rpm] [bench]
+Usage: deps.sh [load] [demo] [check] [vm] [arm64] [lint] [deb] [rpm] [bench]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
-sockfuse (load), to run its tests here (check) or in a virtual machine (vm; arm64,
-too), to check its style (lint), or to make packages (deb, rpm) or the page of
-benchmarks (bench).  The command is printed before it is run.
+sockfuse (load), to show it (demo), to run its tests here (check) or in a virtual
+machine (vm; arm64, too), to check its style (lint), or to make packages (deb, rpm)
+or the page of benchmarks (bench).  The command is printed before it is run.
 
   --help    this text
 
@@ -35,6 +35,7 @@ load   tcpdump                     tcpdump       tcpdump        tcpdump         
 check  bats                        bats          bats           bats            bash-bats
 load   ss                          iproute2      iproute        iproute2        iproute2
 check  nft                         nftables      nftables       nftables        nftables
+demo   iperf3                      iperf3        iperf3         iperf           iperf3
 check  iperf3                      iperf3        iperf3         iperf           iperf3
 check  curl                        curl          curl           curl            curl
 check  openssl                     openssl       openssl        openssl         openssl
@@ -96,8 +97,8 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | check | vm | arm64 | lint | deb | rpm | bench) ;;
-    --help)
+    load | demo | check | vm | arm64 | lint | deb | rpm | bench) ;;
+    -h | --help)
       usage
       exit 0
       ;;

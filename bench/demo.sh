@@ -15,7 +15,8 @@ progress() { [[ ! -t 2 ]] || printf '\r\033[K%s' "$1" >&2; }
 # packets_of FILE COMMAND...: the packets that tcpdump counted on lo, into FILE
 packets_of() {
   local tcpdump
-  tcpdump -i lo -n -s 96 -B 65536 -w /dev/null 2>"$1.log" &
+  # tcpdump gives a file that it writes to its own user, /dev/null, too.
+  tcpdump -i lo -n -s 96 -B 65536 -w - 2>"$1.log" >/dev/null &
   tcpdump=$!
   until grep -q 'listening on' "$1.log"; do sleep 0.05; done
   "${@:2}"

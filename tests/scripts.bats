@@ -712,6 +712,12 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   [ "$status" -eq 4 ]
 }
 
+@test "make demo installs iperf3 besides what a load needs, and writes to no file of the host" {
+  [[ $(make -n -C "$here" demo) == *"./deps.sh load demo"$'\n'* ]]
+  diff <(sed -n 's/^demo *\([^ ]*\) .*/\1/p' "$here/deps.sh") <(echo iperf3)
+  ! grep -rnE -- '-w */dev/' "$here"/bench/*.sh
+}
+
 @test "load.sh --check: nothing lacks here, nothing is loaded, and what is loaded stays as it is" {
   local before
   run "$here/load.sh" --check 3>&-
