@@ -141,8 +141,7 @@ To leave such a service out, take the first of these that fits:
 - Give the client a timeout, where the program then polls, as Python does (\`timeout=\`, \`settimeout\`).
 - \`load.sh --exclude-port\` with the port that the service listens on: both of its ends are plain TCP.
 - Without the guard, \`/etc/sockfuse.splicers\` with the name of the program (redis-cli, php-fpm8.2), then \`load.sh\` again: its
-  connections and those to its services are plain TCP.  The name of a client spares the client alone: nothing is fused to its
-  server, but the server's end is in the map, and a reader there still gives up.
+  connections and those to its services are plain TCP, at both ends.
 - On Linux 6.12 and later, \`load.sh --min-age 1 --nonblocking-only\` and \`adopt.sh --every 1\`: only connections of which both
   ends are \`O_NONBLOCK\` are fused, and such ends do not sleep in recv.  No service has to be named.
 - With the guard nothing has to be done after the first time: a service whose reader answered \`EAGAIN\` so is plain TCP from
