@@ -423,17 +423,17 @@ talk_at() {
 # FIONREAD answers for a socket in the map, and counts fused bytes alone.
 @test "an edge-triggered reader whose peer never enters the map gets every byte, as nginx reads" {
   local end
-  mkdir "$CGROUP/inside"
-  load --cgroup "$CGROUP/inside"
+  mkdir "$CGROUP/with_one_end"
+  load --cgroup "$CGROUP/with_one_end"
   for end in accepted connected; do
-    run timeout 60 "$TRAFFIC" alone "$end" "$CGROUP/inside/cgroup.procs"
+    run timeout 60 "$TRAFFIC" alone "$end" "$CGROUP/with_one_end/cgroup.procs"
     echo "$end: $output; $(counters)"
     [ "$output" = "bytes=3000000" ]
   done
   [ "$(counter ends_tracked)" -eq 2 ]
   [ "$(counter ends_unfused)" -eq 2 ]
   unload --quiet
-  rmdir "$CGROUP/inside"
+  rmdir "$CGROUP/with_one_end"
 }
 
 # What is asleep inside TCP is a case of tests/status.bats.
