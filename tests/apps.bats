@@ -301,7 +301,7 @@ pasta_to() {
     pasta --foreground --runas 0 --ipv4-only -t 7100:8080 -u none -T none -U none --netns-only --netns "/run/netns/$1" \
     >"$BATS_TEST_TMPDIR/pasta" 2>&1 3>&- </dev/null &
   PASTA=$!
-  wait_for 20 listens 7100
+  wait_for 60 listens 7100 || { cat "$BATS_TEST_TMPDIR/pasta" && return 1; }
 }
 
 @test "pasta that forwards a port, in the default load" {
