@@ -20,6 +20,7 @@
 #define TCP_KEEPINTVL 5
 #define TCP_KEEPCNT 6
 #define RCV_SHUTDOWN 1
+#define TCP_SYN_RECV 3
 #define PROBING_NS 1000000000
 #define PROBE 1	      /* of the options that start_probing() sets: yes, and a second */
 #define PROBES 127    /* that may go unanswered, the most there can be */
@@ -404,9 +405,9 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *
  * An end that has closed has no psock, either: to the other that is as good as 3.  So is
  * one that never entered the map (direction->alone): nothing fused comes from it.  Who
- * has acknowledged or sent a byte is past the callback in which it would have entered, so
- * an end that is not in the map then never will be (is_alone() in bpf_redirect.bpf.c,
- * peer_in_map() here).
+ * has acknowledged or sent a byte after the handshake is past the callback in which it
+ * would have entered, so an end that is not in the map then never will be, but by
+ * adoption (is_alone() in bpf_redirect.bpf.c, peer_in_map() here).
  *
  * What is read of the other end: each reads the other's queue, but for step 3, only so
  * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
@@ -608,7 +609,9 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 	if (!direction)
 		direction = bpf_sk_storage_get(&fuse_directions, sk, NULL,
 					       BPF_SK_STORAGE_GET_F_CREATE);
-	if (direction && !direction->paired) {
+	/* With a SYN's data (TCP Fast Open), or adopted, the peer may be on its way. */
+	if (direction && !direction->paired && !direction->adopted &&
+	    sk_of(tp)->__sk_common.skc_state != TCP_SYN_RECV) {
 		direction->paired = peer_in_map(tp);
 		direction->alone |= !direction->paired;
 	}

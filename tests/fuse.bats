@@ -436,9 +436,8 @@ talk_at() {
   rmdir "$CGROUP/with_one_end"
 }
 
-# What is asleep inside TCP is a case of tests/status.bats.
-@test "after a fallback, what a blocking reader waits for is fused again" {
-  local before
+# A connection of which five bytes went by TCP, and have been read
+after_fallback() {
   load
   open_steps
   SERVER=$STEPS_PID
@@ -446,6 +445,12 @@ talk_at() {
   step send 5
   set_fuse 1
   step read 5
+}
+
+# What is asleep inside TCP is a case of tests/status.bats.
+@test "after a fallback, what a blocking reader waits for is fused again" {
+  local before
+  after_fallback
   before=$(counters)
   step await 10
   step send 10
@@ -461,13 +466,7 @@ talk_at() {
 # its reference to the file does that it is somewhere.
 @test "after a fallback nothing is fused while somebody unseen may be on the way to TCP's bytes" {
   local before
-  load
-  open_steps
-  SERVER=$STEPS_PID
-  set_fuse 0
-  step send 5
-  set_fuse 1
-  step read 5
+  after_fallback
   step dup # one reference more, as a call of another thread has it
   before=$(counters)
   step send 10
@@ -485,13 +484,7 @@ talk_at() {
 }
 
 @test "a connection whose reader may always be on the way to TCP's bytes leaves the map" {
-  load
-  open_steps
-  SERVER=$STEPS_PID
-  set_fuse 0
-  step send 5
-  set_fuse 1
-  step read 5
+  after_fallback
   step dup
   step pace 10 1100
   sleep 0.3
