@@ -637,7 +637,7 @@ remember_attachments() {
   }
   for cgroup in "${CGROUPS[@]}"; do
     for id in $NEW_IDS; do
-      mkdir "$list/$(stat -c %i "$cgroup")-$id"
+      mkdir -p "$list/$(stat -c %i "$cgroup")-$id"
     done
   done
   [[ $list == "$ATTACHED" ]] || mv -T "$list" "$ATTACHED"

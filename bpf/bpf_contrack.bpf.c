@@ -566,8 +566,7 @@ static __noinline bool peer_in_map(struct tcp_sock *tp)
 
 	if (!psock || !stored_key(tp, &key))
 		return true;
-	link = (void *)READ(psock, link.next) -
-	       bpf_core_field_offset(struct sk_psock_link, list);
+	link = link_of(psock);
 	elem = READ(link, link_raw);
 	if (READ(elem, hash) != hash_of_key(&key) || !peer_key(tp, &key))
 		return true;

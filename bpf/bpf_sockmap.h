@@ -645,18 +645,22 @@ static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
 	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
 }
 
+/* What ties the psock to the first map that it is in */
+static __always_inline struct sk_psock_link *link_of(struct sk_psock *psock)
+{
+	return (void *)READ(psock, link.next) -
+	       bpf_core_field_offset(struct sk_psock_link, list);
+}
+
 /* The key under which the map holds a socket that is in it; false if none. */
 static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
 {
 	struct sk_psock *psock = psock_of(tp);
-	struct sk_psock_link *link;
 	struct bpf_shtab_elem *elem;
 
 	if (!psock)
 		return false;
-	link = (void *)READ(psock, link.next) -
-	       bpf_core_field_offset(struct sk_psock_link, list);
-	elem = READ(link, link_raw);
+	elem = READ(link_of(psock), link_raw);
 	/* The kernel's own sockets keep other things in sk_user_data. */
 	if (READ(elem, sk) != sk_of(tp))
 		return false;
