@@ -84,11 +84,9 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	outcome = guarded(service);
 	if (outcome)
 		return outcome;
-	if (set->splicers && !connected && dialled_by_splicer(tp))
-		return OUTCOME(ends_may_splice);
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
-	return 0;
+	return connected ? 0 : outcome_of_dialler(tp);
 }
 
 /* op: that of the sockops program when such an end is established */

@@ -295,6 +295,7 @@ static __always_inline void count(u32 outcome)
 {
 	struct counters *c = array_value(&fuse_counters);
 
+	asm volatile("" : "+r"(outcome)); /* or the check is of a copy, and not of what is added */
 	if (c && outcome < sizeof(*c) / sizeof(u64))
 		__sync_fetch_and_add((u64 *)c + outcome, 1);
 }

@@ -7,10 +7,6 @@
  * TCP from their first byte, and so do those to its services.  bpf_splicers.bpf.c does
  * the same with what is there before the load.
  *
- * The end that accepts such a connection has to stay out, too: alone in the map, it would
- * read TCP's bytes and FIONREAD would count none of them, by which nginx takes a large
- * request for read.
- *
  * A program that only accepts, on a socket that another one made, is not seen here: the
  * name of the one that listens stands for it (systemd, inetd).
  */
@@ -47,7 +43,12 @@ struct {
 	__type(value, u8);
 } fuse_splicers SEC(".maps");
 
-/* Who connects on loopback and may splice, until it is accepted: dialler() */
+/*
+ * Ends that connect on loopback and stay out, by dialler(), until they are accepted: the
+ * counter that tells why.  The end that accepts has to stay out, too: alone in the map it
+ * could not do what TCP's own can (TCP_ULP, say), and FIONREAD would count none of the
+ * bytes that it reads, by which nginx takes a large request for read.
+ */
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -65,13 +66,25 @@ static __always_inline struct pair_key dialler(struct tcp_sock *tp, u32 isn)
 	};
 }
 
-/* Of an end that accepted */
-static __always_inline bool dialled_by_splicer(struct tcp_sock *tp)
+/* outcome: of an end that connects, and whose first byte will have isn + 1 */
+static __always_inline void keep_peer_out(struct tcp_sock *tp, u32 isn, u8 outcome)
+{
+	struct pair_key key = dialler(tp, isn);
+
+	if (both_ends_loopback(tp))
+		bpf_map_update_elem(&fuse_diallers, &key, &outcome, BPF_ANY);
+}
+
+/* Of an end that accepted: the outcome that its peer had, or 0 */
+static __always_inline u32 outcome_of_dialler(struct tcp_sock *tp)
 {
 	struct pair_key key = dialler(tp, isns_of(tp).peer_isn - 1);
+	u8 *found = bpf_map_lookup_elem(&fuse_diallers, &key);
+	u32 outcome = found ? *found : 0;
 
-	return bpf_map_lookup_elem(&fuse_diallers, &key) &&
-	       !bpf_map_delete_elem(&fuse_diallers, &key);
+	if (outcome)
+		bpf_map_delete_elem(&fuse_diallers, &key);
+	return outcome;
 }
 
 /* A macro: CO-RE relocates an element whose number is a constant where it stands. */
@@ -112,20 +125,17 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	struct bpf_sock *sk = skops->sk;
 	u32 reason = REASON_MAY_SPLICE, *known;
 	struct service service;
-	struct pair_key key;
-	u8 yes = 1;
 
 	if (!tp || !sk || !set || !set->splicers)
 		return;
 	service = service_of(tp, false);
 	if (may_splice((void *)bpf_get_current_task())) {
 		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		key = dialler(tp, tp->write_seq);
 		if (listens) /* for who connects there */
 			bpf_map_update_elem(&fuse_guarded, &service, &reason,
 					    BPF_NOEXIST);
-		else if (both_ends_loopback(tp))
-			bpf_map_update_elem(&fuse_diallers, &key, &yes, BPF_ANY);
+		else
+			keep_peer_out(tp, tp->write_seq, OUTCOME(ends_may_splice));
 		return;
 	}
 	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */
