@@ -46,8 +46,9 @@ what is loaded; live connections go on.
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
                          MSG_OOB, …), and fuse for programs that may splice,
-                         too.  Where the guard cannot attach, those stay plain
-                         TCP (the list splicers, and Go), and a line says so
+                         too.  Those in the list splicers stay plain TCP; where
+                         the guard cannot attach, so do Go programs, and a line
+                         says so
   --careful              fuse only for readers that have been seen to read
                          plainly and without waiting (O_NONBLOCK); needs the
                          guard
@@ -482,6 +483,7 @@ guard_refused() {
 guard() {
   local name command why arguments
   [[ $GUARD ]] || return 0
+  SPLICERS=1
   arguments=("$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" map name sock_ops_map pinned "$STAGING/sock_ops_map")
   for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
     arguments+=(map name "$name" pinned "$STAGING/maps/$name")
@@ -498,12 +500,15 @@ guard() {
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
     die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out"
-  SPLICERS=1
   UNGUARDED=$why
 }
 
-# Names of programs that may splice from their sockets: the project's list, and the administrator's
-splicer_names() { { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'; }
+# Names of programs whose sockets stay out, as they may splice: the project's list, and the
+# administrator's; where the guard is on, without those that read when splice answers EINVAL
+splicer_names() {
+  { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d' |
+    if [[ $UNGUARDED ]]; then sed 's/\treads$//'; else sed '/\treads$/d'; fi
+}
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
 # their names in /sys/fs/bpf, so that is where ours stand for once.
@@ -514,7 +519,8 @@ pin_iterator() {
   run mv "$STAGING/maps/$2" "$STAGING/$2"
 }
 
-# Without the guard who may splice stays out: named to the programs, and those that are there already
+# Who may splice stays out: named to the programs (no name: those in Go), and those that are
+# there already
 set_splicers() {
   local names name bytes log
   [[ $SPLICERS ]] || return 0
@@ -525,7 +531,7 @@ set_splicers() {
     read -ra bytes < <(printf %s "$name" | od -An -v -t u1 -N 15)
     bytes+=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
     echo "${bytes[*]:0:16} value 1"
-  done <<<"$names" | fill "$PROGRAMS" "names of programs"
+  done <<<"$names" | { cat && { [[ ! $UNGUARDED ]] || echo '0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 value 1'; }; } | fill "$PROGRAMS" "names of programs"
   pin_iterator "$(object bpf_splicers)" splicers ||
     die "$EX_HOST" "who may splice cannot be told here: $(load_error <<<"$log")" "if nobody does: $0 --no-guard"
   mark_splicers

@@ -86,6 +86,8 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 		return outcome;
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
+	if (psock_of(tp)) /* in a map already */
+		return OUTCOME(ends_refused);
 	return connected ? 0 : outcome_of_dialler(tp);
 }
 

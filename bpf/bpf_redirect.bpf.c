@@ -484,7 +484,7 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 {
 	u32 outcome;
 
-	if (READ(peer, inet_conn.icsk_ulp_ops))
+	if (READ(peer, inet_conn.icsk_ulp_ops) || is_shared(peer))
 		return OUTCOME(tcp_socket_state);
 	if (reader_wants_tcp(peer) || kernel_reads(peer) || reader_maps(peer))
 		return OUTCOME(tcp_socket_option);
@@ -715,7 +715,7 @@ static __always_inline bool may_go(struct settings *set, struct tcp_sock *own,
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own)
 {
-	if (!can_send(own) || not_plain_tcp(own))
+	if (!can_send(own) || not_plain_tcp(own) || is_shared(own))
 		return OUTCOME(tcp_socket_state);
 	if (writer_wants_tcp(own))
 		return OUTCOME(tcp_socket_option);

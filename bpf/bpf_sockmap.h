@@ -161,7 +161,7 @@ struct counters {
 	u64 fused_messages;
 	u64 fused_bytes;
 	u64 tcp_switched_off;
-	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol */
+	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol, is_shared() */
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
 	u64 tcp_guarded;  /* a reader or writer was seen to do so, or not to read yet */
 	u64 tcp_sendfile; /* much of a file, which TCP sends without a copy */
@@ -181,7 +181,7 @@ struct counters {
 	u64 ends_guarded;    /* their service is in fuse_guarded */
 	u64 ends_may_splice; /* they or their peers may, bpf_splicers.h */
 	u64 ends_map_full;
-	u64 ends_refused; /* the kernel did not take the socket */
+	u64 ends_refused; /* in another map already, or the kernel did not take it */
 	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */
 };
 
@@ -357,15 +357,36 @@ static __always_inline u32 references(struct sk_psock *psock)
 }
 
 /*
- * Is this end still in the map?  It leaves under its own lock alone, so whoever holds
- * that may rely on the answer.
+ * What ties the psock to the first map that it is in.  That is sock_ops_map or no map of
+ * ours at all: a socket that has a psock already does not enter (kept_out()), and maps
+ * of others come behind.
+ */
+static __always_inline struct sk_psock_link *link_of(struct sk_psock *psock)
+{
+	return (void *)READ(psock, link.next) -
+	       bpf_core_field_offset(struct sk_psock_link, list);
+}
+
+/*
+ * Is this end still in sock_ops_map?  It leaves under its own lock alone, so whoever
+ * holds that may rely on the answer.
  */
 static __always_inline bool in_map(struct tcp_sock *own)
 {
 	struct sk_psock *psock = psock_of(own);
-	struct list_head *links = &psock->link;
 
-	return psock && READ(links, next) != links;
+	return psock && (u64)READ(link_of(psock), map) == (u64)&sock_ops_map;
+}
+
+/*
+ * Another program has this socket in a map of its own, too, and may want to see what
+ * comes, or send something of its own there.
+ */
+static __always_inline bool is_shared(struct tcp_sock *tp)
+{
+	struct sk_psock *psock = psock_of(tp);
+
+	return READ(psock, link.next) != READ(psock, link.prev);
 }
 
 /* The kernel itself reads, and takes EAGAIN for an error (nbd, usbip). */
@@ -646,25 +667,14 @@ static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
 	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
 }
 
-/* What ties the psock to the first map that it is in */
-static __always_inline struct sk_psock_link *link_of(struct sk_psock *psock)
-{
-	return (void *)READ(psock, link.next) -
-	       bpf_core_field_offset(struct sk_psock_link, list);
-}
-
 /* The key under which the map holds a socket that is in it; false if none. */
 static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
 {
-	struct sk_psock *psock = psock_of(tp);
 	struct bpf_shtab_elem *elem;
 
-	if (!psock)
+	if (!in_map(tp))
 		return false;
-	elem = READ(link_of(psock), link_raw);
-	/* The kernel's own sockets keep other things in sk_user_data. */
-	if (READ(elem, sk) != sk_of(tp))
-		return false;
+	elem = READ(link_of(psock_of(tp)), link_raw);
 	return !bpf_probe_read_kernel(key, sizeof(*key), &elem->key);
 }
 

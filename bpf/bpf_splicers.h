@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Programs that may splice from their sockets, for hosts without the guard.  splice(2)
- * looks at TCP's queue alone: from a fused socket it waits for ever, or tells of the end
- * of the stream while fused bytes wait.  No state of a socket shows who will do so, but
+ * Programs that may splice from their sockets, and are not helped by the guard: because
+ * there is none on this host, or because they do not read where splice answers EINVAL.
+ * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells of
+ * the end of the stream while fused bytes wait.  No state of a socket shows who will do so, but
  * these callbacks run in the task that connects or listens.  Its connections stay plain
  * TCP from their first byte, and so do those to its services.  bpf_splicers.bpf.c does
  * the same with what is there before the load.
@@ -20,7 +21,10 @@
 #define SIGURG 23
 #define SIG_IGN 1
 
-/* By their names (comm, filled up with zeros): load.sh */
+/*
+ * By their names (comm, filled up with zeros): load.sh.  The empty name stands for those
+ * in Go.
+ */
 struct program {
 	char name[16];
 };
@@ -114,7 +118,10 @@ static __always_inline bool is_named(struct task_struct *task)
 /* A thread may have a name of its own. */
 static __always_inline bool may_splice(struct task_struct *task)
 {
-	return is_go(task) || is_named(task) || is_named(READ(task, group_leader));
+	struct program go = {};
+
+	return is_named(task) || is_named(READ(task, group_leader)) ||
+	       (is_go(task) && bpf_map_lookup_elem(&fuse_programs, &go));
 }
 
 /* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */

@@ -118,6 +118,12 @@ open_steps() {
   step send 0 0 # it is connected
 }
 
+close_steps() {
+  local pid=$STEPS_PID requests=${STEPS[1]}
+  exec {requests}>&-
+  wait "$pid"
+}
+
 step() {
   local answer
   echo "$*" >&"${STEPS[1]}"

@@ -194,6 +194,63 @@ segments() { "$BPFTOOL" -j map dump pinned "$BPFFS/foreign_maps/segments" | jq '
   [ "$(counter ends_tracked)" -eq 0 ]
 }
 
+# seen_by_neighbour: bytes that its verdict program was shown
+seen_by_neighbour() { "$BPFTOOL" -j map dump pinned "$BPFFS/foreign_maps/seen" | jq '.[0].formatted.value'; }
+
+# neighbour_reads: from now on its map has a verdict program
+neighbour_reads() {
+  "$BPFTOOL" prog attach pinned "$BPFFS/foreign/reads" stream_verdict pinned "$BPFFS/foreign_maps/sockets"
+}
+
+@test "a socket that a foreign map has taken first stays out, and is counted" {
+  attach_neighbour takes
+  load
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  counters
+  [ "$(counter ends_refused)" -eq 2 ]
+  [ "$(counter ends_tracked)" -eq 0 ]
+}
+
+@test "a socket that a foreign map takes afterwards is fused no more, and its program sees every byte" {
+  local how
+  load
+  attach_neighbour takes
+  for how in alone reads; do
+    [[ $how != reads ]] || neighbour_reads
+    before=$(seen_by_neighbour)
+    "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+    counters
+    [ "$(counter fused_messages)" -eq 0 ]
+  done
+  (($(counter tcp_socket_state) >= 4))
+  [ "$(seen_by_neighbour)" -eq 2000 ]
+}
+
+@test "a connection that a foreign map takes under traffic goes by TCP from then on, in order" {
+  local end reads fused
+  "$BPFTOOL" prog loadall "$here/tests/neighbour.bpf.o" "$BPFFS/foreign" pinmaps "$BPFFS/foreign_maps"
+  load
+  for reads in '' neighbour_reads; do
+    $reads
+    for end in 0 1; do
+      open_steps
+      BACKGROUND=$STEPS_PID
+      step pace 1000 20
+      step send 1000 3
+      fused=$(counter fused_messages)
+      ((fused > 0))
+      step share "$end"
+      step send 1000 3
+      step read 6000
+      step pace 1000 20
+      step answer 1000
+      step take 1000
+      [ "$(counter fused_messages)" -eq "$fused" ]
+      close_steps
+    done
+  done
+}
+
 @test "a second load that fails at its end leaves the first as it was, its settings too" {
   local settings
   cat >"$BATS_TEST_TMPDIR/bpftool" <<END

@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <linux/tls.h>
 #include <net/if.h>
@@ -1914,6 +1915,7 @@ static int run_whole(char **args)
  *	sendfile N [TIMES]	by sendfile(), and read after each
  *	file N	by sendfile(), and not read
  *	pace N [TIMES]	in one send() each, and read after each
+ *	share N	end N (0: the client) enters the map of tests/neighbour.bpf.c, too
  */
 struct steps {
 	int pair[2];
@@ -1997,6 +1999,24 @@ static void *poll_step(void *argument)
 	return NULL;
 }
 
+static void share_step(int fd, uint64_t key)
+{
+	uint64_t value = fd;
+	union bpf_attr attr = {
+		.pathname = (uintptr_t) "/sys/fs/bpf/foreign_maps/sockets",
+	};
+	int map = syscall(SYS_bpf, BPF_OBJ_GET, &attr, sizeof(attr));
+
+	attr = (union bpf_attr){
+		.map_fd = map,
+		.key = (uintptr_t)&key,
+		.value = (uintptr_t)&value,
+	};
+	if (map < 0 || syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+		fail("map of the neighbour");
+	close(map);
+}
+
 static void take_step(struct steps *steps, const char *name, int n, int times)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
@@ -2033,6 +2053,8 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		while (!steps->about_to_read)
 			usleep(1000);
 		usleep(100000);
+	} else if (!strcmp(name, "share")) {
+		share_step(steps->pair[n], n);
 	} else if (!strcmp(name, "poll")) {
 		if (pthread_create(&thread, NULL, poll_step, &steps->pair[1]))
 			fail("pthread_create");

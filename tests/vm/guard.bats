@@ -198,6 +198,18 @@ flagged() {
   (($(counter tcp_blocked_reader) > 0))
 }
 
+@test "a named program that does not read where splice is refused stays plain TCP" {
+  local size
+  load
+  cp "$TRAFFIC" "$BATS_TEST_TMPDIR/pasta"
+  serve 7100 "$BATS_TEST_TMPDIR/pasta" proxy 7100 8080
+  for size in 500 900000; do
+    timeout 120 "$TRAFFIC" through 8080 7100 20 "$size"
+  done
+  counters
+  (($(counter ends_tracked) == 0 && $(counter ends_may_splice) > 0))
+}
+
 @test "HAProxy with splice: 1 GB and 10,000 short connections, from the first connection on" {
   files
   load

@@ -73,7 +73,7 @@ since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
   run timeout 60 "$TRAFFIC" early
   echo "$output; $(counters)"
   [ "$status" -eq 0 ]
-  [ "$(since ends_left_out)" -eq 1 ]
+  [ "$(since ends_left_out)" -eq 2 ]
 }
 
 @test "edge-triggered readers get an edge for every byte" {

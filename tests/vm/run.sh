@@ -5,7 +5,8 @@
 # SECONDS_MAX.  ROOT is its system: tests/vm/root, tests/vm/root-arm64 for
 # an arm64 kernel, or the directory that is given.  CGROUP=hybrid: cgroup2 beside version 1.  QEMU_OPTIONS
 # are given to QEMU: with "-icount shift=0,sleep=off" the machine's clock counts
-# instructions, and two runs measure the same.
+# instructions, and two runs measure the same.  SWITCH_ROOT=1: the system is on a file
+# system that pivot_root(2) can leave.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 project=$(cd "$here/../.." && pwd)
@@ -20,7 +21,7 @@ release=${boot##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
-tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm \
+tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm --exclude=tests/vm/root-proxies \
   --exclude=tests/vm/arm64 --exclude=tests/vm/kernels --exclude=tests/bpftools . | tar -C "$work/over/src" -xf -
 find "$work/over/src" \( -name '*.bpf.o' -o -name autoattach \) -exec touch {} + # or load.sh would build them
 case $release in
@@ -41,6 +42,15 @@ cgroups='mount -t cgroup2 none /sys/fs/cgroup'
 mkdir /sys/fs/cgroup/systemd /sys/fs/cgroup/unified
 mount -t cgroup -o none,name=systemd none /sys/fs/cgroup/systemd
 mount -t cgroup2 none /sys/fs/cgroup/unified'
+switch=
+# shellcheck disable=SC2016 # expanded in the machine
+[[ ! ${SWITCH_ROOT-} ]] || switch='[ -e /switched ] || {
+mkdir /new
+mount -t tmpfs -o size=100% tmpfs /new
+cp -ax /. /new
+touch /new/switched
+exec switch_root /new /init
+}'
 # kTLS and what it needs, for guard.bats
 modules=$(dirname "$(find "$boot" -path "*/lib/modules/$release")")
 [[ $release == *-arm64 ]] ||
@@ -49,6 +59,7 @@ modules=$(dirname "$(find "$boot" -path "*/lib/modules/$release")")
 cat >"$work/over/init" <<END
 #!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+$switch
 mkdir -p /proc /sys /dev /run /tmp /root /var/lib/nginx /var/log/nginx
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
