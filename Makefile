@@ -29,7 +29,7 @@ ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
@@ -42,6 +42,8 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
 # Debian 12 as it comes, and what make load needs there
 BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
+# The programs of tests/apps.bats that splice
+PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-light openssl passt procps systemd tcpdump
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
@@ -118,7 +120,8 @@ vmcheck vmcheck-all: objects helpers
 		echo "no emulated machine: skipped"; \
 	fi
 
-# The guard, on one, and by make load and as a service on Debian 12; takes long.
+# The guard, on one, and by make load and as a service on Debian 12; programs that splice,
+# on each kernel; takes long.
 guardcheck: objects helpers
 	$(Q)./deps.sh load check vm
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS)
@@ -128,6 +131,10 @@ guardcheck: objects helpers
 	$(Q)$(MAKE) deb
 	$(Q)tests/debian.sh bookworm tests/vm/root-bookworm $(BOOKWORM_PACKAGES)
 	$(Q)ROOT=tests/vm/root-bookworm tests/vm/run.sh 6.1 bats --formatter tap tests/vm/bookworm.bats
+	$(Q)tests/debian.sh bookworm tests/vm/root-proxies $(PROXY_PACKAGES)
+	$(Q)for kernel in 6.1 6.12 newest; do \
+		SWITCH_ROOT=1 SECONDS_MAX=3000 ROOT=tests/vm/root-proxies tests/vm/run.sh $$kernel tests/vm/proxies.sh || exit; \
+	done
 
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
