@@ -41,7 +41,7 @@ teardown() {
 }
 
 app() {
-  timeout 120 chroot "$ROOT" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 "$@"
+  timeout "${APP_SECONDS:-120}" chroot "$ROOT" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 "$@"
 }
 
 # serve PORT COMMAND...: in the background, until it listens there

@@ -749,6 +749,36 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   done
 }
 
+@test "trace_lo_traffic.sh ends with the messages that were fused and that went by TCP, and why" {
+  local lo
+  # while_captured COMMAND...: what the script says at its end is in $output
+  while_captured() {
+    "$here/trace_lo_traffic.sh" 7000 >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+    lo=$!
+    wait_for 20 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/out"
+    "$@"
+    kill "$lo"
+    wait "$lo"
+    output=$(tail -n 1 "$BATS_TEST_TMPDIR/out")
+    echo "$output"
+  }
+  while_captured true
+  [ "$output" = "sockfuse is off: all went by TCP." ]
+  load
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000 # before it
+  while_captured "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
+  [ "$output" = "On this host meanwhile: 2 messages fused, 0 by TCP (0.0 %)" ]
+  open_steps
+  fused_then_not() {
+    step pace 1000 2
+    set_fuse 0
+    step pace 1000 3
+  }
+  while_captured fused_then_not
+  [ "$output" = "On this host meanwhile: 2 messages fused, 3 by TCP (60.0 %): 3 switched_off" ]
+  close_steps
+}
+
 @test "deps.sh prints the package manager's command before it runs it" {
   local bin=$BATS_TEST_TMPDIR/bin tool
   mkdir "$bin"

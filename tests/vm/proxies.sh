@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 mkdir -p tests/apps/root
 mount --rbind / tests/apps/root
+export APP_SECONDS=1200 # emulated, all is slow
 bats --formatter tap -f 'in the default load' tests/apps.bats
