@@ -642,6 +642,31 @@ attach() {
   assert_on
 }
 
+@test "a clone whose name has a space and quotes, called by a symbolic link: load --adopt, status, adopt, unload" {
+  local clone="$BATS_TEST_TMPDIR/it's a \"clone\"" link="$BATS_TEST_TMPDIR/a link" options=()
+  ! can_adopt || options=(--adopt)
+  mkdir "$clone" "$link"
+  cp -a "$here"/{Makefile,vmlinux.h,bpf,*.sh,status.jq,splicers} "$clone"
+  ln -s "$clone"/*.sh "$link"
+  run "$link/load.sh" "${options[@]}" 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "$(bash -c "printf '%s\n' ${lines[-1]#*: }")" = "$link/status.sh,"$'\n'"$link/trace_bpf_output.sh,"$'\n'"$link/trace_lo_traffic.sh" ]
+  assert_on
+  open_steps
+  BACKGROUND=$STEPS_PID
+  [ "$("$clone/status.sh" --json 3>&- | jq '.connections | length')" -eq 2 ]
+  ! can_adopt || "$clone/adopt.sh" --quiet
+  rm "$BPFFS/bpf_redir"
+  run "$link/status.sh" 3>&-
+  echo "$output"
+  [ "$status" -eq 4 ]
+  bash -c "${lines[0]#*try: } --quiet" 3>&-
+  assert_on
+  "$clone/unload.sh" --quiet
+  assert_nothing_left
+}
+
 trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings" | jq '.[0].formatted.value.trace') == "$1" ]]; }
 
 @test "trace_bpf_output.sh turns tracing off however it ends: INT, TERM, a closed pipe" {
