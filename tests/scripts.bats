@@ -758,6 +758,26 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   assert_on
 }
 
+@test "load.sh --check --quiet tells of the guard, and of all that is reduced, what --check tells" {
+  local tool=$BATS_TEST_TMPDIR/bpftool
+  cat >"$tool" <<END
+#!/bin/bash
+case "\$*" in
+  "prog help") echo autoattach ;;
+  *autoattach) echo "Error: no trampolines" >&2 && exit 1 ;;
+  *bpf_status*) echo "Error: no iterator" >&2 && exit 1 ;;
+  *) exec $BPFTOOL "\$@" ;;
+esac
+END
+  chmod +x "$tool"
+  export BPFTOOL=$tool
+  "$here/load.sh" --check >"$BATS_TEST_TMPDIR/check" 3>&-
+  cat "$BATS_TEST_TMPDIR/check"
+  grep -q '^reduced  guard .*: Error: no trampolines$' "$BATS_TEST_TMPDIR/check"
+  grep -q '^reduced  status .*: Error: no iterator$' "$BATS_TEST_TMPDIR/check"
+  diff "$BATS_TEST_TMPDIR/check" <("$here/load.sh" --check --quiet 3>&-)
+}
+
 # missing_with HIDE: what load.sh --check finds missing where that is done first
 missing_with() {
   run hidden "$1" "$here/load.sh" --check --json 3>&-

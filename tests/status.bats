@@ -453,6 +453,19 @@ damaged() {
   damaged "a load was killed and left $BPFFS/sockfuse/staging"
 }
 
+@test "the mend has the options that were given and no others, with the guard or without" {
+  local options
+  for options in "" --no-guard --account; do
+    # shellcheck disable=SC2086 # words
+    load $options
+    set_fuse 0
+    run status
+    echo "$output"
+    [ "$status" -eq 4 ]
+    [ "${lines[0]}" = "damaged: fusing is switched off; try: $here/load.sh${options:+ $options}" ]
+  done
+}
+
 @test "off: exit 3; without root, wrong options: one line, exit 1 and 2" {
   run status
   [ "$status" -eq 3 ]
