@@ -29,7 +29,7 @@ load_foreign() { "$BPFTOOL" prog load "$here/tests/foreign.bpf.o" "$1" type sock
 hidden() {
   local hide=$1
   shift
-  unshare --mount bash -c "$hide"' && shift && "$@"' - "$hide" "$@"
+  unshare --mount bash -c "$hide"' && shift && exec "$@"' - "$hide" "$@"
 }
 
 # refused CODE PATTERN COMMAND...: one line on stderr, nothing changed
@@ -776,6 +776,37 @@ END
   grep -q '^reduced  guard .*: Error: no trampolines$' "$BATS_TEST_TMPDIR/check"
   grep -q '^reduced  status .*: Error: no iterator$' "$BATS_TEST_TMPDIR/check"
   diff "$BATS_TEST_TMPDIR/check" <("$here/load.sh" --check --quiet 3>&-)
+}
+
+# full DIRECTORY COMMAND...: where that has no byte left
+full() { hidden "mount -t tmpfs -o size=4k tmpfs $1 && head -c 4096 /dev/zero >$1/full" "${@:2}"; }
+
+@test "with a full /tmp every script works; with a full /run status.sh says so, exit 1" {
+  local script
+  load
+  open_steps
+  BACKGROUND=$STEPS_PID
+  full /tmp "$here/load.sh" --quiet 3>&-
+  assert_on
+  full /tmp "$here/load.sh" --check >/dev/null 3>&-
+  [ "$(full /tmp "$here/status.sh" --json 3>&- | jq '.connections | length')" -eq 2 ]
+  full /tmp "$here/status.sh" --prometheus >/dev/null 3>&-
+  full /tmp "$here/status.sh" --watch 0.1 3>&- | grep -m 2 'fused messages'
+  ! can_adopt || full /tmp "$here/load.sh" --quiet --adopt 3>&-
+  ! can_adopt || full /tmp "$here/adopt.sh" --quiet 3>&-
+  full /tmp "$here/trace_lo_traffic.sh" >"$BATS_TEST_TMPDIR/traffic" 2>&1 3>&- &
+  script=$!
+  wait_for 10 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/traffic"
+  pkill -P "$script"
+  full /tmp "$here/trace_bpf_output.sh" >/dev/null 2>&1 3>&- &
+  script=$!
+  wait_for 10 trace_setting 1
+  pkill -P "$script"
+  wait_for 10 trace_setting 0
+  refused 1 'status.sh: no room in /run; see: df -h /run' full /run "$here/status.sh"
+  refused 1 'status.sh: no room in /run; see: df -h /run' full /run "$here/status.sh" --watch
+  full /tmp "$here/unload.sh" --quiet 3>&-
+  assert_nothing_left
 }
 
 # missing_with HIDE: what load.sh --check finds missing where that is done first
