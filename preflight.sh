@@ -134,6 +134,7 @@ look_at_faults() {
 
 preflight() {
   local i
+  # shellcheck disable=SC2034 # read by say
   QUIET= # what is reduced is said all the same
   [[ ! $JSON ]] || need_command jq jq
   mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not

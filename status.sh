@@ -195,7 +195,7 @@ join_sockets() {
 snapshot() {
   local outcomes file
   # Without room, what is read would be cut short.
-  printf %65536s >"$TMP/room" 2>/dev/null || die "$EX_FAILED" "no room in /run" "see: df -h /run"
+  printf "%65536s" "" >"$TMP/room" 2>/dev/null || die "$EX_FAILED" "no room in /run" "see: df -h /run"
   rm "$TMP/room"
   for file in sockets earlier processes names; do
     : >"$TMP/$file"
