@@ -1,9 +1,10 @@
 #!/usr/bin/env bats
-# This version loaded over each of the last that changed what a load leaves.
+# This version loaded over others.
 
 load helpers
 
 teardown() {
+  [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
   unload --quiet
   assert_nothing_left
 }
@@ -32,4 +33,35 @@ build() {
     assert_nothing_left
     rm -r "$older"
   done
+}
+
+# older_sockfuse DIRECTORY: one whose settings have another layout
+older_sockfuse() {
+  mkdir "$1"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$1"
+  sed -i 's/^struct settings {$/&\n\tu8 older[9];/' "$1/bpf/bpf_sockmap.h"
+  make -s -C "$1"
+}
+
+@test "an upgrade from another layout of the settings: the new one is on, live connections go by TCP" {
+  local before
+  older_sockfuse "$BATS_TEST_TMPDIR/older"
+  "$BATS_TEST_TMPDIR/older/load.sh" --quiet 3>&-
+  assert_on
+  load # nobody holds the old settings but the old programs
+  assert_on
+  unload --quiet
+  "$BATS_TEST_TMPDIR/older/load.sh" --quiet 3>&-
+  open_steps
+  BACKGROUND=$STEPS_PID
+  step send 10
+  before=$(counters)
+  (($(counter fused_messages "$before") > 0))
+  load
+  step send 10
+  step read 20
+  counters
+  [ "$(counter tcp_switched_off)" -eq 1 ]
+  [ "$(counter fused_messages)" -eq "$(counter fused_messages "$before")" ]
+  assert_on
 }
