@@ -55,9 +55,9 @@ name_of() {
   fi
 }
 
-# path_to SCRIPT: how to call it, as this one was called
+# path_to SCRIPT: how to call it, as this one was called; quoted for a shell
 path_to() {
-  echo "${0%"${0##*/}"}$(name_of "$1")"
+  printf '%q\n' "${0%"${0##*/}"}$(name_of "$1")"
 }
 
 # die CODE WHAT [MEND]: one line on stderr, what is wrong and what mends it.
@@ -97,7 +97,7 @@ run() {
 }
 
 need_root() {
-  ((EUID == 0)) || die "$EX_ROOT" "root is needed" "try: sudo $0 $*"
+  ((EUID == 0)) || die "$EX_ROOT" "root is needed" "try: sudo$(printf ' %q' "$0" "$@")"
 }
 
 install_hint() {

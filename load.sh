@@ -513,7 +513,8 @@ splicer_names() {
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
 # their names in /sys/fs/bpf, so that is where ours stand for once.
 pin_iterator() {
-  local how="mount --bind $STAGING/maps $BPFFS && $BPFTOOL iter pin $1 $BPFFS/$2"
+  local how
+  how="mount --bind $STAGING/maps $BPFFS && $(printf '%q iter pin %q' "$BPFTOOL" "$1") $BPFFS/$2"
   say "+ unshare --mount bash -c '$how'"
   log=$(unshare --mount bash -c "$how" 2>&1) || return
   run mv "$STAGING/maps/$2" "$STAGING/$2"

@@ -65,7 +65,7 @@ may_splice_here() {
   done | sort -u
 }
 
-# What is missing without it is said with --quiet, too.
+# The guard, or what is left out without it
 guard_or_why() {
   local here_now
   guard
@@ -134,6 +134,8 @@ look_at_faults() {
 
 preflight() {
   local i
+  # shellcheck disable=SC2034 # read by say
+  QUIET= # what is reduced is said all the same
   [[ ! $JSON ]] || need_command jq jq
   mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
   found ok kernel "Linux $(uname -r), $(uname -m)"

@@ -194,6 +194,9 @@ join_sockets() {
 # join_sockets in FILE.rows; sets CODE, the exit code
 snapshot() {
   local outcomes file
+  # Without room, what is read would be cut short.
+  printf "%65536s" "" >"$TMP/room" 2>/dev/null || die "$EX_FAILED" "no room in /run" "see: df -h /run"
+  rm "$TMP/room"
   for file in sockets earlier processes names; do
     : >"$TMP/$file"
   done
@@ -335,7 +338,7 @@ watch() {
 
 parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
-TMP=$(mktemp -d)
+TMP=$(mktemp -d /run/sockfuse.XXXXXX)
 trap 'rm -rf "$TMP"' EXIT
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"

@@ -49,7 +49,7 @@ serve() {
   local port=$1
   shift
   app "$@" >"$BATS_TEST_TMPDIR/server.$port" 2>&1 3>&- </dev/null &
-  wait_for 20 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
+  wait_for 30 listens "$port" || { cat "$BATS_TEST_TMPDIR/server.$port" && return 1; }
 }
 
 same() { cmp "$ROOT$1" "$ROOT$2"; }
@@ -195,7 +195,7 @@ kept_out() {
   kept_out
 }
 
-# How much goes through each program that splices; make check FULL=1: 1 GB and 2,000 exchanges
+# How much goes through each program that splices; make check-apps FULL=1: 1 GB and 2,000 exchanges
 BULK=50000000 EXCHANGES=200
 [[ ! ${FULL-} ]] || BULK=1000000000 EXCHANGES=2000
 
@@ -317,7 +317,7 @@ pasta_to() {
   ip netns add inner
   load
   ip netns exec inner chroot "$ROOT" nginx -c /tmp/nginx.conf >"$BATS_TEST_TMPDIR/nginx" 2>&1 3>&- &
-  wait_for 20 ip netns exec inner bash -c "$(declare -f listens); listens 8080"
+  wait_for 30 ip netns exec inner bash -c "$(declare -f listens); listens 8080"
   pasta_to inner
   on_and_before downloaded
 }
@@ -352,14 +352,14 @@ pasta_to() {
   app redis-cli --raw get large | head -c 30000000 | cmp - "$ROOT/tmp/www/large"
 
   serve 6380 redis-server --port 6380 --save '' --dir /tmp --enable-debug-command yes --replicaof '127.0.0.1 6379'
-  wait_for 20 replicated
+  wait_for 30 replicated
   seq 100001 150000 | awk '{ printf "SET key:%d value:%d\r\n", $1, $1 * 7 }' | app redis-cli --pipe
-  wait_for 20 replicated
+  wait_for 30 replicated
 
   app redis-cli subscribe news >"$BATS_TEST_TMPDIR/news" 3>&- &
-  wait_for 10 grep -q subscribe "$BATS_TEST_TMPDIR/news"
+  wait_for 30 grep -q subscribe "$BATS_TEST_TMPDIR/news"
   seq 1000 | awk '{ printf "PUBLISH news item:%d\r\n", $1 }' | app redis-cli --pipe
-  wait_for 10 grep -q '^item:1000$' "$BATS_TEST_TMPDIR/news"
+  wait_for 30 grep -q '^item:1000$' "$BATS_TEST_TMPDIR/news"
   [ "$(grep -c '^item:' "$BATS_TEST_TMPDIR/news")" -eq 1000 ]
   fused 100000
 }
@@ -371,10 +371,10 @@ replicated() {
 # interrupt PROGRAM: as Ctrl-Z and fg do, once it sleeps in recv
 interrupt() {
   local pid
-  wait_for 20 waits_in_recv "$1"
+  wait_for 30 waits_in_recv "$1"
   pid=$(pgrep -x "$1")
   kill -STOP "$pid"
-  wait_for 10 grep -q '^State:.T' "/proc/$pid/status"
+  wait_for 30 grep -q '^State:.T' "/proc/$pid/status"
   kill -CONT "$pid"
 }
 
@@ -411,7 +411,7 @@ sql() { app psql -h 127.0.0.1 -U postgres -qAt -v ON_ERROR_STOP=1 "$@"; }
   chroot --userspec=postgres "$ROOT" "$POSTGRES/initdb" -A trust -U postgres -D /tmp/pg >/dev/null
   chroot --userspec=postgres "$ROOT" "$POSTGRES/postgres" -D /tmp/pg -p 5432 \
     -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off >"$BATS_TEST_TMPDIR/pg" 2>&1 3>&- &
-  wait_for 20 sql -c 'select 1'
+  wait_for 30 sql -c 'select 1'
 
   app "$POSTGRES/pgbench" -h 127.0.0.1 -U postgres -i -q -s 5 postgres
   run app "$POSTGRES/pgbench" -h 127.0.0.1 -U postgres -c 4 -T 3 -M prepared postgres
@@ -432,7 +432,7 @@ sql() { app psql -h 127.0.0.1 -U postgres -qAt -v ON_ERROR_STOP=1 "$@"; }
   ) | sql >"$BATS_TEST_TMPDIR/news" 3>&- &
   sleep 1
   sql -c 'notify news, $$it works$$'
-  wait_for 10 grep -q 'it works' "$BATS_TEST_TMPDIR/news"
+  wait_for 30 grep -q 'it works' "$BATS_TEST_TMPDIR/news"
   fused 100000
 }
 
@@ -453,7 +453,7 @@ sql() { app psql -h 127.0.0.1 -U postgres -qAt -v ON_ERROR_STOP=1 "$@"; }
   load
   serve 7000 socat -u TCP-LISTEN:7000,bind=127.0.0.1,reuseaddr CREATE:/tmp/got
   app socat -u FILE:/tmp/www/large TCP:127.0.0.1:7000
-  wait_for 10 same /tmp/www/large /tmp/got
+  wait_for 30 same /tmp/www/large /tmp/got
   serve 7001 socat TCP-LISTEN:7001,bind=127.0.0.1,reuseaddr EXEC:cat
   app bash -c 'socat -t 10 STDIO TCP:127.0.0.1:7001 </tmp/www/large >/tmp/got'
   same /tmp/www/large /tmp/got
@@ -531,7 +531,7 @@ sql() { app psql -h 127.0.0.1 -U postgres -qAt -v ON_ERROR_STOP=1 "$@"; }
     serve 5001 iperf3 -s -1 -p 5001
     # shellcheck disable=SC2086 # words
     app iperf3 -c 127.0.0.1 -p 5001 -t 1 $options >/dev/null
-    wait_for 10 eval '! listens 5001'
+    wait_for 30 eval '! listens 5001'
   done
   fused 100000
 }

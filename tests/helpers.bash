@@ -10,6 +10,7 @@ TRAFFIC=$here/tests/traffic
 
 load() { "$here/load.sh" --quiet "$@" 3>&-; }
 unload() { "$here/unload.sh" "$@" 3>&-; }
+status() { "$here/status.sh" "$@" 3>&-; }
 
 # counters: those of the loaded sockfuse, summed over processors, as JSON
 counters() {
@@ -98,7 +99,7 @@ capture() {
   set -- "$*" or tcp port 1
   tcpdump -i lo -n -U --immediate-mode -s 128 -B 65536 -w "$file" "$@" 3>&- 2>"$file.log" &
   CAPTURE=$!
-  wait_for 10 grep -q 'listening on' "$file.log"
+  wait_for 30 grep -q 'listening on' "$file.log"
 }
 
 # Sends a last connection to port 1 after everything else, and stops when that
@@ -106,7 +107,7 @@ capture() {
 stop_capture() {
   local file=$CAPTURE_FILE
   : 2>/dev/null <>/dev/tcp/127.0.0.1/1 || true
-  wait_for 10 bash -c "tcpdump -r '$file' -n 'tcp dst port 1' 2>/dev/null | grep -q ."
+  wait_for 30 bash -c "tcpdump -r '$file' -n 'tcp dst port 1' 2>/dev/null | grep -q ."
   kill -INT "$CAPTURE"
   wait "$CAPTURE" || true
   CAPTURE=
@@ -129,4 +130,11 @@ step() {
   echo "$*" >&"${STEPS[1]}"
   read -r -t 30 answer <&"${STEPS[0]}"
   [ "$answer" = ok ]
+}
+
+# remember USER value hex REASON: as the guard does, of port 5001 (0x1389); bytes
+remember() {
+  local netns
+  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 "$@" 0 0 0
 }

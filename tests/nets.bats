@@ -96,7 +96,7 @@ fused_talk() {
   before=$(counter fused_messages)
   ip netns exec r tcpdump -i any -n -U --immediate-mode -s 128 -w "$pcap" tcp 2>"$pcap.log" 3>&- &
   TCPDUMP=$!
-  wait_for 10 grep -q 'listening on' "$pcap.log"
+  wait_for 30 grep -q 'listening on' "$pcap.log"
   talk "$@"
   sleep 0.3
   kill -INT "$TCPDUMP"
@@ -148,32 +148,37 @@ fused_talk() {
   [ "$(counter fused_messages)" -eq 40 ]
 }
 
-# iperf CLIENT_CGROUP SERVER_CGROUP: from a to b, for 3 s, in the background
+# iperf CLIENT_CGROUP SERVER_CGROUP: from a to b, in the background, until stop_iperf
 iperf() {
   (echo "$BASHPID" >"$2/cgroup.procs" && exec ip netns exec b iperf3 -s -1 -p 5001) >/dev/null 2>&1 3>&- &
-  wait_for 5 ip netns exec b bash -c 'ss -Hltn "sport = :5001" | grep -q .'
-  (echo "$BASHPID" >"$1/cgroup.procs" && exec ip netns exec a iperf3 -c 10.244.2.2 -p 5001 -t 3 -b 100M) >/dev/null 2>&1 3>&- &
+  wait_for 30 ip netns exec b bash -c 'ss -Hltn "sport = :5001" | grep -q .'
+  (echo "$BASHPID" >"$1/cgroup.procs" && exec ip netns exec a iperf3 -c 10.244.2.2 -p 5001 -t 60 -b 100M) >/dev/null 2>&1 3>&- &
   BACKGROUND=$!
 }
+
+stop_iperf() {
+  jobs -p | xargs -r kill 2>/dev/null || true # one may end with the other
+  wait
+  BACKGROUND=
+}
+
+remote() { (($(counter ends_remote) == $1)); }
 
 @test "a connection to another host: out of the map after its first exchange; who accepts one never enters" {
   mkdir -p "$CGROUP/here" "$CGROUP/elsewhere"
   load "${PODS[@]}" --cgroup "$CGROUP/here" # the other end is no business of this sockfuse
   iperf "$CGROUP/here" "$CGROUP/elsewhere"
-  sleep 1.5
+  wait_for 30 remote 2
   counters
   [ "$(counter ends_tracked)" -eq 2 ]
-  [ "$(counter ends_remote)" -eq 2 ]
   [ "$("$here/status.sh" --json | jq .map.entries)" -eq 0 ]
   [ "$("$BPFTOOL" -j map dump id "$(dialled)" | jq length)" -eq 0 ]
-  wait
+  stop_iperf
   iperf "$CGROUP/elsewhere" "$CGROUP/here"
-  sleep 1
+  wait_for 30 remote 4
   counters
   [ "$(counter ends_tracked)" -eq 2 ]
-  [ "$(counter ends_remote)" -eq 4 ]
-  wait
-  BACKGROUND=
+  stop_iperf
 }
 
 # The map of those that connected, by id
@@ -220,7 +225,8 @@ done; }
   load "${PODS[@]}"
   talk a b 10.244.2.2 8080 10.96.0.1 80 400 10 >"$BATS_TEST_TMPDIR/live" &
   BACKGROUND=$!
-  sleep 0.5
+  tracked() { (($(counter ends_tracked) == 2)); }
+  wait_for 30 tracked
   for i in 1 2; do
     load --port 9000
     talk a c 10.244.100.3 8080 10.244.100.3 8080 20
@@ -241,7 +247,7 @@ done; }
   load --cgroup "$CGROUP/one" --cgroup "$CGROUP/two" --cgroup "$CGROUP/one/inside"
   between() {
     (echo "$BASHPID" >"$CGROUP/$1/cgroup.procs" && exec iperf3 -s -1 -p 5001 >/dev/null 3>&-) &
-    wait_for 5 listens 5001
+    wait_for 30 listens 5001
     (echo "$BASHPID" >"$CGROUP/$2/cgroup.procs" && exec iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null 3>&-)
     wait
   }

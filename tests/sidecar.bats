@@ -44,7 +44,7 @@ http {
 }
 END
   ip netns exec server chroot "$ROOT" nginx -c /tmp/nginx-sidecar.conf >/dev/null 2>&1 </dev/null 3>&- &
-  wait_for 10 ip netns exec server bash -c 'ss -Hltn "sport = :8080" | grep -q .'
+  wait_for 30 ip netns exec server bash -c 'ss -Hltn "sport = :8080" | grep -q .'
 }
 
 teardown_file() {
@@ -63,7 +63,7 @@ teardown() {
   [[ -d $POD ]] || return 0 # skipped
   echo 1 >"$POD/cgroup.kill"
   unload --quiet
-  wait_for 10 rmdir "$POD" 2>/dev/null
+  wait_for 30 rmdir "$POD" 2>/dev/null
   assert_nothing_left
 }
 
@@ -74,7 +74,7 @@ sidecar() { load --cgroup "$POD" --net 10.244.0.0/16 --net fd00:244::/32 --sidec
 
 start_proxy() {
   in_pod "$NETS" proxy 15001 "$PROXY_UID" >"$BATS_TEST_TMPDIR/proxy" 2>&1 &
-  wait_for 5 grep -q listening "$BATS_TEST_TMPDIR/proxy"
+  wait_for 30 grep -q listening "$BATS_TEST_TMPDIR/proxy"
 }
 
 @test "connections of the cgroup go to the proxy, which learns the destination; getpeername tells it, too; reloaded under it" {
@@ -123,7 +123,7 @@ start_proxy() {
   uid=$(chroot "$ROOT" id -u haproxy)
   cp "$here/examples/haproxy-sidecar.cfg" "$ROOT/tmp/haproxy-sidecar.cfg"
   in_pod chroot "$ROOT" haproxy -f /tmp/haproxy-sidecar.cfg >"$BATS_TEST_TMPDIR/haproxy" 2>&1 &
-  wait_for 10 ip netns exec pod bash -c 'ss -Hltn "sport = :15001" | grep -q .'
+  wait_for 30 ip netns exec pod bash -c 'ss -Hltn "sport = :15001" | grep -q .'
   load --no-guard --cgroup "$POD" --net 10.244.0.0/16 --sidecar 15001 --sidecar-uid "$uid"
   for _ in {1..50}; do
     in_pod curl -s --fail http://10.244.0.2:8080/ http://10.244.0.2:8080/ | uniq -c | grep -q '2 hello'

@@ -20,7 +20,7 @@ serve() {
   shift
   "$@" >/dev/null 2>&1 3>&- </dev/null &
   SERVERS="${SERVERS-} $!"
-  wait_for 20 listens "$port"
+  wait_for 30 listens "$port"
 }
 
 nothing_fused() {
@@ -114,7 +114,7 @@ on_and_before() {
   kill "${SERVERS##* }"
   wait "${SERVERS##* }" || true
   iperf3 -s -1 -p 7100 >/dev/null 2>&1 3>&- &
-  wait_for 10 listens 7100
+  wait_for 30 listens 7100
   iperf3 -c 127.0.0.1 -p 7100 -n 10M >/dev/null
   counters
   (($(counter fused_messages) > 0))
