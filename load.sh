@@ -4,6 +4,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=common.sh
 . "$here/common.sh"
+# shellcheck source=kernel.sh
+. "$here/kernel.sh"
 
 usage() {
   cat <<EOF
@@ -296,17 +298,6 @@ need_bpffs() {
     die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
 }
 
-need_btf() {
-  [[ -r /sys/kernel/btf/vmlinux ]] ||
-    die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
-}
-
-# Who is adopted needs callbacks of the sockops program.
-need_adoption() {
-  [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
-    die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
-}
-
 # Each once: a socket in two of them would be offered twice.
 find_cgroups() {
   local cgroup inner outer kept=()
@@ -338,7 +329,9 @@ build() {
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
   done
-  [[ $here/bpf/autoattach -nt $here/bpf/autoattach.c ]] || stale=1
+  for name in autoattach fionread; do
+    [[ $here/bpf/$name -nt $here/bpf/$name.c ]] || stale=1
+  done
   [[ $stale ]] || return 0
   need_command make make
   need_command "${CC:-cc}" gcc

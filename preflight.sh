@@ -132,13 +132,28 @@ look_at_faults() {
   done <<<"$FAULTS"
 }
 
+# What kernels to come may do
+look_at_readers() {
+  local counts
+  if counts=$(fionread_counts "$STAGING/sock_ops_map"); then
+    found ok FIONREAD "$counts"
+  else
+    found reduced FIONREAD "does not count fused bytes: edge-triggered readers stay with TCP"
+  fi
+  if sockmap_can_splice; then
+    found ok splice "sockmap reads fused bytes in splice: no guard is needed for that"
+  else
+    found ok splice "sockmap does not read fused bytes in splice: see guard"
+  fi
+}
+
 preflight() {
   local i
   [[ ! $JSON ]] || need_command jq jq
   mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
   found ok kernel "Linux $(uname -r), $(uname -m)"
   tried missing bpffs "can be mounted" need_bpffs
-  tried missing BTF "/sys/kernel/btf/vmlinux" need_btf
+  tried missing BTF "the kernel's, and sockmap is laid out as the programs know it" need_btf
   tried missing bpftool "$("$BPFTOOL" version 2>/dev/null | head -n 1)" need_bpftool
   tried missing cgroup2 "${CGROUPS[*]:-$(cgroup2_mount)}" find_cgroups
   tried missing lockdown "does not forbid it" need_no_lockdown
@@ -154,6 +169,7 @@ preflight() {
     tried reduced status "lists connections" iterator
     tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
     ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
+    look_at_readers
     look_at_faults
   fi
   look_at_security_modules

@@ -75,5 +75,16 @@ if [[ $table ]]; then
       print "\n\nWhat `load.sh` said of what is reduced there:\n"
       for (k = 1; k <= kernels; k++) print "- " kernel[k] (said[k] == "" ? ": nothing" : said[k])
     }' "${results[@]}") >"$table"
+  cat >>"$table" <<'END'
+
+## Kernels to come
+
+`load.sh` asks the running kernel, not its version:
+
+- Where fused bytes wait.  With a further queue in `struct sk_psock` (`backlog_msg`, proposed in January 2026), or another layout of
+  the psock, its link or the element of the map, nothing is loaded (exit code 4).
+- Which bytes FIONREAD counts, and whether sockmap reads fused bytes in splice: `load.sh --check` says so.  Neither changes what is
+  fused, but that edge-triggered readers stay on TCP where FIONREAD counts no fused bytes.
+END
 fi
 ((failed == 0))
