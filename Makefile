@@ -174,7 +174,7 @@ install: objects
 	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
 		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
 	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
-	$(Q)install -m 644 common.sh kernel.sh preflight.sh status.jq splicers $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 common.sh kernel.sh preflight.sh status.jq splicers faults $(DESTDIR)$(LIBDIR)
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
 	$(Q)install -m 755 $(BINARIES) $(DESTDIR)$(LIBDIR)/bpf

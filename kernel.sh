@@ -73,3 +73,40 @@ fionread_counts() {
     *) echo "counts fused bytes" ;;
   esac
 }
+
+# Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
+# uname -r; others with a patch level of 0, such as RHEL's, not at all.
+stable_version() {
+  local said
+  for said in "$(sed 's/.* //' /proc/version_signature 2>/dev/null)" "$(uname -v | grep -o 'Debian [0-9.]*' | cut -d ' ' -f 2)" "$(uname -r)"; do
+    [[ ! $said =~ ^([0-9]+\.[0-9]+\.[1-9][0-9]*) ]] || {
+      echo "${BASH_REMATCH[1]}"
+      return
+    }
+  done
+}
+
+# known_faults VERSION: of the file faults, "COST TEXT" each; fails if its series is not there
+known_faults() {
+  awk -F '|' -v version="$1" '
+    BEGIN { split(version, part, "."); series = part[1] "." part[2] }
+    /^#/ { next }
+    $1 == "series" { known = index(" " $2 " ", " " series " "); next }
+    {
+      count = split($2, fixed, " ")
+      for (i = 1; i <= count; i++) {
+        split(fixed[i], first, ".")
+        if (first[1] "." first[2] != series) continue
+        if (first[3] == "x") print $1, $3 ", not mended in Linux " series " so far"
+        else if (first[3] + 0 > part[3] + 0) print $1, $3 ", mended in Linux " fixed[i]
+      }
+    }
+    END { exit !known }' "$here/faults"
+}
+
+# Of those the ones that can cost more than speed
+report_faults() {
+  local faults
+  faults=$(known_faults "$(stable_version)" | sed -n '/^-/d; s/^[a-z]* //p' | paste -sd '|' | sed 's/|/; /g') || return 0
+  [[ ! $faults ]] || echo "${0##*/}: this kernel's sockmap has known faults: $faults" >&2
+}

@@ -741,7 +741,8 @@ report() {
   ! symbols_hidden || say "$SYMBOLS_HIDDEN"
   local which="from now on"
   [[ ! $ADOPTING ]] || which="old and new"
-  # The one line that --quiet does not hide.
+  # --quiet does not hide these lines.
+  report_faults
   [[ ! $UNGUARDED ]] ||
     echo "${0##*/}: no guard here ($UNGUARDED): Go programs and those named in $here/splicers stay plain TCP, as they may splice; see docs/semantics.md" >&2
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"

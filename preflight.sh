@@ -90,46 +90,17 @@ look_at_security_modules() {
   fi
 }
 
-# Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
-# uname -r; others with a patch level of 0, such as RHEL's, not at all.
-stable_version() {
-  local said
-  for said in "$(sed 's/.* //' /proc/version_signature 2>/dev/null)" "$(uname -v | grep -o 'Debian [0-9.]*' | cut -d ' ' -f 2)" "$(uname -r)"; do
-    [[ ! $said =~ ^([0-9]+\.[0-9]+\.[1-9][0-9]*) ]] || {
-      echo "${BASH_REMATCH[1]}"
-      return
-    }
-  done
-}
-
-# Faults of sockmap that matter to sk_msg redirects, and in each series that is looked
-# after in Debian the first version without (ChangeLog-* of kernel.org); x: none so far.
-readonly FAULTS="\
-5.10.77|two threads that send on one socket can get each other's verdict
-5.10.231 6.1.120 6.12.5|a sender's memory can be uncharged twice (CVE-2024-56633)
-5.10.x 6.1.123 6.12.8|fused bytes are not charged to the receiver: at most 32 messages wait, then TCP takes over
-6.1.95|a socket closed while a message is redirected to it can stay open, with a warning in the log
-5.10.x 6.1.183 6.12.104|a redirect can use its peer's socket after that was freed"
-
-# Silent about series that are not in the table.
 look_at_faults() {
-  local version
+  local version faults cost fault
   version=$(stable_version)
-  [[ $version ]] || {
-    found hint faults "which stable version this kernel is made from it does not say; its distribution knows"
+  faults=$(known_faults "$version") || {
+    found hint faults "not known for this kernel: ask its distribution for those of sockmap"
     return 0
   }
-  local mended fault fixed
-  while IFS='|' read -r mended fault; do
-    for fixed in $mended; do
-      [[ ${fixed%.*} == "${version%.*}" ]] || continue
-      if [[ $fixed == *.x ]]; then
-        found fault sockmap "$fault; not mended in Linux ${fixed%.x} so far"
-      elif ((${fixed##*.} > ${version##*.})); then
-        found fault sockmap "$fault; mended in Linux $fixed"
-      fi
-    done
-  done <<<"$FAULTS"
+  [[ $faults ]] || found ok faults "none is known in sockmap of Linux $version"
+  while read -r cost fault; do
+    [[ ! $cost ]] || found fault sockmap "$fault"
+  done <<<"$faults"
 }
 
 # What kernels to come may do

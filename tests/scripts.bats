@@ -761,14 +761,42 @@ missing_with() {
   [ "$missing" = lockdown ]
 }
 
+# on_kernel VERSION COMMAND...: as on Debian's kernel of that version, or one that names none
+on_kernel() {
+  printf '#!/bin/sh\ncase $1 in -v) echo "#1 SMP%s" ;; -r) echo 5.14.0-611.el9 ;; *) exec /usr/bin/uname "$@" ;; esac\n' \
+    "${1:+ Debian $1-1 (2026-01-01)}" >"$BATS_TEST_TMPDIR/uname"
+  chmod +x "$BATS_TEST_TMPDIR/uname"
+  PATH=$BATS_TEST_TMPDIR:$PATH "${@:2}" 3>&-
+}
+
 @test "load.sh --check names the faults that a stable version is known to have, and no other" {
   local version faults
-  for version in 5.10.230:3 5.10.262:2 6.1.90:4 6.1.119:3 6.1.192:0 6.12.117:0 6.6.1:0; do
-    printf '#!/bin/sh\ncase $1 in -v) echo "#1 SMP Debian %s-1 (2026-01-01)" ;; *) exec /usr/bin/uname "$@" ;; esac\n' "${version%:*}" >"$BATS_TEST_TMPDIR/uname"
-    chmod +x "$BATS_TEST_TMPDIR/uname"
-    faults=$(PATH=$BATS_TEST_TMPDIR:$PATH "$here/load.sh" --check --json 3>&- | jq -c '[.findings[] | select(.result == "fault")]')
+  for version in 5.10.76:4 5.10.262:1 5.15.32:5 6.1.90:3 6.1.192:0 6.6.34:3 6.12.33:1 6.18.1:0 7.2.13:0; do
+    on_kernel "${version%:*}" "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json"
+    faults=$(jq -c '[.findings[] | select(.result == "fault").text]' "$BATS_TEST_TMPDIR/json")
     echo "$version $faults"
     [ "$(jq length <<<"$faults")" -eq "${version#*:}" ]
+    jq -e --arg none "none is known in sockmap of Linux ${version%:*}" --argjson count "${version#*:}" \
+      'any(.findings[]; .text == $none) == ($count == 0)' "$BATS_TEST_TMPDIR/json"
+  done
+}
+
+@test "load.sh --check knows no faults of a kernel whose series or version it does not know, and says so" {
+  local version
+  for version in 6.8.12 7.9.1 ""; do
+    on_kernel "$version" "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json"
+    jq -e '[.findings[] | select(.subject == "faults" or .result == "fault")]
+      | length == 1 and (.[0].text | startswith("not known for this kernel"))' "$BATS_TEST_TMPDIR/json"
+  done
+}
+
+@test "each load names the faults of this kernel that can cost bytes or its memory, and no others" {
+  local version
+  for version in 5.10.76:2 6.1.141:1 6.1.142:0 6.8.12:0; do
+    on_kernel "${version%:*}" "$here/load.sh" --quiet 2>"$BATS_TEST_TMPDIR/errors"
+    cat "$BATS_TEST_TMPDIR/errors"
+    [ "$(grep -c "this kernel's sockmap has known faults: " "$BATS_TEST_TMPDIR/errors")" -eq $((${version#*:} > 0)) ]
+    [ "$(grep -o "mended in Linux" "$BATS_TEST_TMPDIR/errors" | wc -l)" -eq "${version#*:}" ]
   done
 }
 

@@ -85,6 +85,7 @@ if [[ $table ]]; then
   the psock, its link or the element of the map, nothing is loaded (exit code 4).
 - Which bytes FIONREAD counts, and whether sockmap reads fused bytes in splice: `load.sh --check` says so.  Neither changes what is
   fused, but that edge-triggered readers stay on TCP where FIONREAD counts no fused bytes.
+- Faults it can only tell by the stable version that a kernel is made from; [faults](../faults) has them, with their sources.
 END
 fi
 ((failed == 0))
