@@ -66,7 +66,7 @@ sockmap_can_splice() { grep -qa tcp_bpf_splice_read /sys/kernel/btf/vmlinux; }
 fionread_counts() {
   local code=0
   grep -qa msg_tot_len /sys/kernel/btf/vmlinux || return
-  "$here/bpf/fionread" "$1" 2>/dev/null || code=$?
+  timeout 5 "$here/bpf/fionread" "$1" 2>/dev/null || code=$?
   case $code in
     0) echo "counts fused bytes and TCP's" ;;
     1) echo "counts fused bytes, and not TCP's" ;;

@@ -831,15 +831,18 @@ renamed() {
 }
 
 @test "load.sh --check asks the kernel which bytes FIONREAD counts, and whether sockmap can splice" {
+  local counts="counts fused bytes(, and not| and) TCP's"
   grep -q msg_tot_len /sys/kernel/btf/vmlinux || skip "FIONREAD does not count fused bytes here"
   run "$here/load.sh" --check 3>&-
   echo "$output"
-  [[ $output == *"ok       FIONREAD  counts fused bytes, and not TCP's"*"ok       splice    sockmap does not read fused bytes in splice: "* ]]
+  [[ $output =~ "ok       FIONREAD  "$counts ]]
+  counts=${BASH_REMATCH[0]}
+  [[ $output == *"ok       splice    sockmap does not read fused bytes in splice: "* ]]
   load # and beside one that fuses the asker's socket
   run hidden "$(renamed inet_csk_clone_lock tcp_bpf_splice_read)" "$here/load.sh" --check 3>&-
   echo "$output"
   [ "$status" -eq 0 ]
-  [[ $output == *"ok       FIONREAD  counts fused bytes, and not TCP's"*"ok       splice    sockmap reads fused bytes in splice: "* ]]
+  [[ $output == *"$counts"*"ok       splice    sockmap reads fused bytes in splice: "* ]]
   run hidden "$(renamed msg_tot_len msg_tot_lex)" "$here/load.sh" --check 3>&-
   echo "$output"
   [ "$status" -eq 0 ]

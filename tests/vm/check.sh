@@ -83,8 +83,9 @@ if [[ $table ]]; then
 
 - Where fused bytes wait.  With a further queue in `struct sk_psock` (`backlog_msg`, proposed in January 2026), or another layout of
   the psock, its link or the element of the map, nothing is loaded (exit code 4).
-- Which bytes FIONREAD counts, and whether sockmap reads fused bytes in splice: `load.sh --check` says so.  Neither changes what is
-  fused, but that edge-triggered readers stay on TCP where FIONREAD counts no fused bytes.
+- Which bytes FIONREAD counts: fused ones or not, which its BTF tells, and TCP's with them (Linux 6.12.118 does, 6.18.44 does not),
+  which a socket in the map tells.  `load.sh --check` says so.  Where it counts no fused bytes, edge-triggered readers stay on TCP.
+- Whether sockmap reads fused bytes in splice; none does so far.  The guard stays all the same, for it sees more than splice.
 - Faults it can only tell by the stable version that a kernel is made from; [faults](../faults) has them, with their sources.
 END
 fi
