@@ -21,14 +21,14 @@ CFLAGS ?= -O2 -g
 HELPER_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -pthread $(CFLAGS)
 
 OBJECTS := bpf/bpf_contrack.bpf.o bpf/bpf_redirect.bpf.o bpf/bpf_adopt.bpf.o bpf/bpf_guard.bpf.o bpf/bpf_sidecar.bpf.o bpf/bpf_splicers.bpf.o bpf/bpf_status.bpf.o
-# Attaches the guard for bpftool before 7.5.
-AUTOATTACH := bpf/autoattach
+# Attaches the guard for bpftool before 7.5; asks the kernel for load.sh --check.
+BINARIES := bpf/autoattach bpf/fionread
 # The same objects for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
-SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
+SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh kernel.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
 	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
@@ -52,7 +52,7 @@ FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl
 
 all: objects
 
-objects: $(OBJECTS) $(COMPAT) $(AUTOATTACH)
+objects: $(OBJECTS) $(COMPAT) $(BINARIES)
 
 helpers: $(HELPERS)
 
@@ -65,7 +65,7 @@ bpf/compat/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) vmlinux.h
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -DOLD_LOADER -c $< -o $@
 
-$(AUTOATTACH): %: %.c
+$(BINARIES): %: %.c
 	$(call msg,CC,$@)
 	$(Q)$(CC) $(HELPER_CFLAGS) $< -o $@ -lbpf
 
@@ -181,10 +181,10 @@ install: objects
 	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
 		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
 	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
-	$(Q)install -m 644 common.sh preflight.sh status.jq splicers $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 common.sh kernel.sh preflight.sh status.jq splicers faults $(DESTDIR)$(LIBDIR)
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
-	$(Q)install -m 755 $(AUTOATTACH) $(DESTDIR)$(LIBDIR)/bpf
+	$(Q)install -m 755 $(BINARIES) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
@@ -239,4 +239,4 @@ lint:
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
 
 clean:
-	$(Q)rm -rf $(OBJECTS) bpf/compat $(AUTOATTACH) $(HELPERS) tests/vm/proxy dist tests/vm/arm64
+	$(Q)rm -rf $(OBJECTS) bpf/compat $(BINARIES) $(HELPERS) tests/vm/proxy dist tests/vm/arm64

@@ -4,6 +4,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 # shellcheck source=common.sh
 . "$here/common.sh"
+# shellcheck source=kernel.sh
+. "$here/kernel.sh"
 
 usage() {
   cat <<EOF
@@ -297,17 +299,6 @@ need_bpffs() {
     die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
 }
 
-need_btf() {
-  [[ -r /sys/kernel/btf/vmlinux ]] ||
-    die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
-}
-
-# Who is adopted needs callbacks of the sockops program.
-need_adoption() {
-  [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
-    die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
-}
-
 # Each once: a socket in two of them would be offered twice.
 find_cgroups() {
   local cgroup inner outer kept=()
@@ -339,7 +330,9 @@ build() {
       [[ $here/bpf/$name.bpf.o -nt $source ]] || stale=1
     done
   done
-  [[ $here/bpf/autoattach -nt $here/bpf/autoattach.c ]] || stale=1
+  for name in autoattach fionread; do
+    [[ $here/bpf/$name -nt $here/bpf/$name.c ]] || stale=1
+  done
   [[ $stale ]] || return 0
   need_command make make
   need_command "${CC:-cc}" gcc
@@ -755,7 +748,8 @@ report() {
   ! symbols_hidden || say "$SYMBOLS_HIDDEN"
   local which="from now on"
   [[ ! $ADOPTING ]] || which="old and new"
-  # The one line that --quiet does not hide.
+  # --quiet does not hide these lines.
+  report_faults
   [[ ! $UNGUARDED ]] ||
     echo "${0##*/}: no guard here ($UNGUARDED): Go programs and those named in $here/splicers stay plain TCP, as they may splice; see docs/semantics.md" >&2
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"

@@ -90,46 +90,32 @@ look_at_security_modules() {
   fi
 }
 
-# Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
-# uname -r; others with a patch level of 0, such as RHEL's, not at all.
-stable_version() {
-  local said
-  for said in "$(sed 's/.* //' /proc/version_signature 2>/dev/null)" "$(uname -v | grep -o 'Debian [0-9.]*' | cut -d ' ' -f 2)" "$(uname -r)"; do
-    [[ ! $said =~ ^([0-9]+\.[0-9]+\.[1-9][0-9]*) ]] || {
-      echo "${BASH_REMATCH[1]}"
-      return
-    }
-  done
-}
-
-# Faults of sockmap that matter to sk_msg redirects, and in each series that is looked
-# after in Debian the first version without (ChangeLog-* of kernel.org); x: none so far.
-readonly FAULTS="\
-5.10.77|two threads that send on one socket can get each other's verdict
-5.10.231 6.1.120 6.12.5|a sender's memory can be uncharged twice (CVE-2024-56633)
-5.10.x 6.1.123 6.12.8|fused bytes are not charged to the receiver: at most 32 messages wait, then TCP takes over
-6.1.95|a socket closed while a message is redirected to it can stay open, with a warning in the log
-5.10.x 6.1.183 6.12.104|a redirect can use its peer's socket after that was freed"
-
-# Silent about series that are not in the table.
 look_at_faults() {
-  local version
+  local version faults cost fault
   version=$(stable_version)
-  [[ $version ]] || {
-    found hint faults "which stable version this kernel is made from it does not say; its distribution knows"
+  faults=$(known_faults "$version") || {
+    found hint faults "not known for this kernel: ask its distribution for those of sockmap"
     return 0
   }
-  local mended fault fixed
-  while IFS='|' read -r mended fault; do
-    for fixed in $mended; do
-      [[ ${fixed%.*} == "${version%.*}" ]] || continue
-      if [[ $fixed == *.x ]]; then
-        found fault sockmap "$fault; not mended in Linux ${fixed%.x} so far"
-      elif ((${fixed##*.} > ${version##*.})); then
-        found fault sockmap "$fault; mended in Linux $fixed"
-      fi
-    done
-  done <<<"$FAULTS"
+  [[ $faults ]] || found ok faults "none is known in sockmap of Linux $version"
+  while read -r cost fault; do
+    [[ ! $cost ]] || found fault sockmap "$fault"
+  done <<<"$faults"
+}
+
+# What kernels to come may do
+look_at_readers() {
+  local counts
+  if counts=$(fionread_counts "$STAGING/sock_ops_map"); then
+    found ok FIONREAD "$counts"
+  else
+    found reduced FIONREAD "does not count fused bytes: edge-triggered readers stay with TCP"
+  fi
+  if sockmap_can_splice; then
+    found ok splice "sockmap reads fused bytes in splice: no guard is needed for that"
+  else
+    found ok splice "sockmap does not read fused bytes in splice: see guard"
+  fi
 }
 
 preflight() {
@@ -140,7 +126,7 @@ preflight() {
   mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
   found ok kernel "Linux $(uname -r), $(uname -m)"
   tried missing bpffs "can be mounted" need_bpffs
-  tried missing BTF "/sys/kernel/btf/vmlinux" need_btf
+  tried missing BTF "the kernel's, and sockmap is laid out as the programs know it" need_btf
   tried missing bpftool "$("$BPFTOOL" version 2>/dev/null | head -n 1)" need_bpftool
   tried missing cgroup2 "${CGROUPS[*]:-$(cgroup2_mount)}" find_cgroups
   tried missing lockdown "does not forbid it" need_no_lockdown
@@ -156,6 +142,7 @@ preflight() {
     tried reduced status "lists connections" iterator
     tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
     ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
+    look_at_readers
     look_at_faults
   fi
   look_at_security_modules

@@ -671,6 +671,9 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   ! grep -rnE -- '-w */dev/' "$here"/bench/*.sh
 }
 
+# What asks for FIONREAD is a connection of which a byte goes by TCP.
+counters_but_asker() { counters | jq -c 'del(.ends_tracked, .tcp_socket_option)'; }
+
 @test "load.sh --check: nothing lacks here, nothing is loaded, and what is loaded stays as it is" {
   local before
   run "$here/load.sh" --check 3>&-
@@ -679,10 +682,10 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   [[ $output =~ ok\ +programs ]]
   assert_nothing_left
   load
-  before=$(find "$BPFFS"; ours_attached; counters)
+  before=$(find "$BPFFS"; ours_attached; counters_but_asker)
   "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json" 3>&-
   jq -e '.ok and all(.findings[]; .result != "missing") and any(.findings[]; .subject == "programs")' "$BATS_TEST_TMPDIR/json"
-  [ "$before" = "$(find "$BPFFS"; ours_attached; counters)" ]
+  [ "$before" = "$(find "$BPFFS"; ours_attached; counters_but_asker)" ]
   assert_on
 }
 
@@ -762,13 +765,90 @@ missing_with() {
   [ "$missing" = lockdown ]
 }
 
+# on_kernel VERSION COMMAND...: as on Debian's kernel of that version, or one that names none
+on_kernel() {
+  printf '#!/bin/sh\ncase $1 in -v) echo "#1 SMP%s" ;; -r) echo 5.14.0-611.el9 ;; *) exec /usr/bin/uname "$@" ;; esac\n' \
+    "${1:+ Debian $1-1 (2026-01-01)}" >"$BATS_TEST_TMPDIR/uname"
+  chmod +x "$BATS_TEST_TMPDIR/uname"
+  PATH=$BATS_TEST_TMPDIR:$PATH "${@:2}" 3>&-
+}
+
 @test "load.sh --check names the faults that a stable version is known to have, and no other" {
   local version faults
-  for version in 5.10.230:3 5.10.262:2 6.1.90:4 6.1.119:3 6.1.192:0 6.12.117:0 6.6.1:0; do
-    printf '#!/bin/sh\ncase $1 in -v) echo "#1 SMP Debian %s-1 (2026-01-01)" ;; *) exec /usr/bin/uname "$@" ;; esac\n' "${version%:*}" >"$BATS_TEST_TMPDIR/uname"
-    chmod +x "$BATS_TEST_TMPDIR/uname"
-    faults=$(PATH=$BATS_TEST_TMPDIR:$PATH "$here/load.sh" --check --json 3>&- | jq -c '[.findings[] | select(.result == "fault")]')
+  for version in 5.10.76:4 5.10.262:1 5.15.32:5 6.1.90:3 6.1.192:0 6.6.34:3 6.12.33:1 6.18.1:0 7.2.13:0; do
+    on_kernel "${version%:*}" "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json"
+    faults=$(jq -c '[.findings[] | select(.result == "fault").text]' "$BATS_TEST_TMPDIR/json")
     echo "$version $faults"
     [ "$(jq length <<<"$faults")" -eq "${version#*:}" ]
+    jq -e --arg none "none is known in sockmap of Linux ${version%:*}" --argjson count "${version#*:}" \
+      'any(.findings[]; .text == $none) == ($count == 0)' "$BATS_TEST_TMPDIR/json"
   done
+}
+
+@test "load.sh --check knows no faults of a kernel whose series or version it does not know, and says so" {
+  local version
+  for version in 6.8.12 7.9.1 ""; do
+    on_kernel "$version" "$here/load.sh" --check --json >"$BATS_TEST_TMPDIR/json"
+    jq -e '[.findings[] | select(.subject == "faults" or .result == "fault")]
+      | length == 1 and (.[0].text | startswith("not known for this kernel"))' "$BATS_TEST_TMPDIR/json"
+  done
+}
+
+@test "each load names the faults of this kernel that can cost bytes or its memory, and no others" {
+  local version
+  for version in 5.10.76:2 6.1.141:1 6.1.142:0 6.8.12:0; do
+    on_kernel "${version%:*}" "$here/load.sh" --quiet 2>"$BATS_TEST_TMPDIR/errors"
+    cat "$BATS_TEST_TMPDIR/errors"
+    [ "$(grep -c "this kernel's sockmap has known faults: " "$BATS_TEST_TMPDIR/errors")" -eq $((${version#*:} > 0)) ]
+    [ "$(grep -o "mended in Linux" "$BATS_TEST_TMPDIR/errors" | wc -l)" -eq "${version#*:}" ]
+  done
+}
+
+# layout CHANGE: what makes BTF of vmlinux.h with this change (sed) the kernel's
+layout() {
+  local dir=$BATS_TEST_TMPDIR/layout
+  mkdir -p "$dir/tests"
+  sed "$1" "$here/vmlinux.h" >"$dir/vmlinux.h"
+  make -s -C "$dir" -f "$here/Makefile" tests/vmlinux.bpf.o >&2
+  echo "mount --bind $dir/tests/vmlinux.bpf.o /sys/kernel/btf/vmlinux"
+}
+
+@test "a kernel that keeps fused bytes elsewhere, or lays sockmap out otherwise, is refused: nothing is loaded" {
+  local change differs missing
+  while IFS='|' read -r change differs; do
+    refused 4 "laid out otherwise in this kernel than sockfuse knows \($differs\); " hidden "$(layout "$change")" "$here/load.sh" --quiet
+    missing_with "$(layout "$change")"
+    [ "$missing" = BTF ]
+  done <<'END'
+s/struct list_head ingress_msg;/& struct list_head backlog_msg;/|sk_psock has struct list_head backlog_msg
+s/struct list_head ingress_msg;/struct wait_queue_head ingress_msg;/|sk_psock has struct wait_queue_head ingress_msg, sk_psock lacks struct list_head ingress_msg
+s/refcount_t refcnt;/atomic_t refcnt;/|sk_psock lacks refcount_t refcnt
+s/void \*link_raw;/u64 link_raw;/|sk_psock_link lacks void \*link_raw
+s/u8 key\[0\];/u8 *key;/|bpf_shtab_elem lacks u8 key\[\]
+END
+}
+
+# renamed OLD NEW: what makes this kernel's BTF with another name of the same length its own
+renamed() {
+  LC_ALL=C sed "s/\x00$1\x00/\x00$2\x00/" /sys/kernel/btf/vmlinux >"$BATS_TEST_TMPDIR/btf"
+  echo "mount --bind $BATS_TEST_TMPDIR/btf /sys/kernel/btf/vmlinux"
+}
+
+@test "load.sh --check asks the kernel which bytes FIONREAD counts, and whether sockmap can splice" {
+  local counts="counts fused bytes(, and not| and) TCP's"
+  grep -q msg_tot_len /sys/kernel/btf/vmlinux || skip "FIONREAD does not count fused bytes here"
+  run "$here/load.sh" --check 3>&-
+  echo "$output"
+  [[ $output =~ "ok       FIONREAD  "$counts ]]
+  counts=${BASH_REMATCH[0]}
+  [[ $output == *"ok       splice    sockmap does not read fused bytes in splice: "* ]]
+  load # and beside one that fuses the asker's socket
+  run hidden "$(renamed inet_csk_clone_lock tcp_bpf_splice_read)" "$here/load.sh" --check 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *"$counts"*"ok       splice    sockmap reads fused bytes in splice: "* ]]
+  run hidden "$(renamed msg_tot_len msg_tot_lex)" "$here/load.sh" --check 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [[ $output == *"reduced  FIONREAD  does not count fused bytes"* ]]
 }

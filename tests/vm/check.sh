@@ -75,5 +75,18 @@ if [[ $table ]]; then
       print "\n\nWhat `load.sh` said of what is reduced there:\n"
       for (k = 1; k <= kernels; k++) print "- " kernel[k] (said[k] == "" ? ": nothing" : said[k])
     }' "${results[@]}") >"$table"
+  cat >>"$table" <<'END'
+
+## Kernels to come
+
+`load.sh` asks the running kernel, not its version:
+
+- Where fused bytes wait.  With a further queue in `struct sk_psock` (`backlog_msg`, proposed in January 2026), or another layout of
+  the psock, its link or the element of the map, nothing is loaded (exit code 4).
+- Which bytes FIONREAD counts: fused ones or not, which its BTF tells, and TCP's with them (Linux 6.12.118 does, 6.18.44 does not),
+  which a socket in the map tells.  `load.sh --check` says so.  Where it counts no fused bytes, edge-triggered readers stay on TCP.
+- Whether sockmap reads fused bytes in splice; none does so far.  The guard stays all the same, for it sees more than splice.
+- Faults it can only tell by the stable version that a kernel is made from; [faults](../faults) has them, with their sources.
+END
 fi
 ((failed == 0))

@@ -1,0 +1,112 @@
+# shellcheck shell=bash disable=SC2154 # here: set by who sources this
+# What load.sh asks of the running kernel, by its BTF where it can: its version says little
+# of what a distribution has put in.  Sourced by load.sh.
+
+# What the programs walk through by its name alone: CO-RE finds a field wherever it is, and
+# takes one structure for another.
+readonly LAYOUT="\
+sk_psock struct list_head ingress_msg
+sk_psock struct list_head link
+sk_psock refcount_t refcnt
+sk_psock_link struct list_head list
+sk_psock_link struct bpf_map *map
+sk_psock_link void *link_raw
+bpf_shtab_elem u32 hash
+bpf_shtab_elem struct sock *sk
+bpf_shtab_elem struct hlist_node node
+bpf_shtab_elem u8 key[]
+sk_msg struct sock *sk_redir"
+
+# What differs from it, one a line.  A further queue of sk_psock would hold fused bytes that
+# no_fused_bytes() does not see; ingress_skb is of programs for skbs.  Fails if this bpftool
+# cannot read the kernel's BTF.
+unknown_layout() {
+  "$BPFTOOL" btf dump file /sys/kernel/btf/vmlinux format c 2>/dev/null | awk -v layout="$LAYOUT" '
+    BEGIN {
+      for (i = split(layout, line, "\n"); i; i--) {
+        lacks[line[i]]
+        split(line[i], word, " ")
+        known[word[1]]
+      }
+    }
+    /^struct sk_psock [{]$/ { found = 1 }
+    /^struct [a-z_]* [{]$/ { name = $2 in known ? $2 : "" }
+    /^}/ { name = "" }
+    name && /^\t[^\t].*;$/ {
+      member = $0
+      sub(/^\t/, name " ", member)
+      sub(/;$/, "", member)
+      sub(/\[0?\]$/, "[]", member)
+      if (member in lacks) delete lacks[member]
+      else if (member ~ /^sk_psock struct [a-z_]*_head / && member !~ / ingress_skb$/) print "sk_psock has" substr(member, 9)
+    }
+    END { for (member in lacks) if (found && sub(" ", " lacks ", member)) print member }'
+}
+
+need_btf() {
+  local differs
+  [[ -r /sys/kernel/btf/vmlinux ]] ||
+    die "$EX_HOST" "this kernel has no BTF (/sys/kernel/btf/vmlinux)" "boot one with CONFIG_DEBUG_INFO_BTF"
+  differs=$(unknown_layout) || return 0 # load_program says why
+  [[ ! $differs ]] ||
+    die "$EX_HOST" "sockmap is laid out otherwise in this kernel than sockfuse knows (${differs//$'\n'/, })" "update sockfuse, or boot another kernel"
+}
+
+# Who is adopted needs callbacks of the sockops program.
+need_adoption() {
+  [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
+    die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
+}
+
+# sockmap_can_splice: Linux may come to read fused bytes in splice itself
+sockmap_can_splice() { grep -qa tcp_bpf_splice_read /sys/kernel/btf/vmlinux; }
+
+# fionread_counts SOCKHASH: what FIONREAD tells of a socket there, besides fused bytes;
+# fails if it does not tell those
+fionread_counts() {
+  local code=0
+  grep -qa msg_tot_len /sys/kernel/btf/vmlinux || return
+  timeout 5 "$here/bpf/fionread" "$1" 2>/dev/null || code=$?
+  case $code in
+    0) echo "counts fused bytes and TCP's" ;;
+    1) echo "counts fused bytes, and not TCP's" ;;
+    *) echo "counts fused bytes" ;;
+  esac
+}
+
+# Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
+# uname -r; others with a patch level of 0, such as RHEL's, not at all.
+stable_version() {
+  local said
+  for said in "$(sed 's/.* //' /proc/version_signature 2>/dev/null)" "$(uname -v | grep -o 'Debian [0-9.]*' | cut -d ' ' -f 2)" "$(uname -r)"; do
+    [[ ! $said =~ ^([0-9]+\.[0-9]+\.[1-9][0-9]*) ]] || {
+      echo "${BASH_REMATCH[1]}"
+      return
+    }
+  done
+}
+
+# known_faults VERSION: of the file faults, "COST TEXT" each; fails if its series is not there
+known_faults() {
+  awk -F '|' -v version="$1" '
+    BEGIN { split(version, part, "."); series = part[1] "." part[2] }
+    /^#/ { next }
+    $1 == "series" { known = index(" " $2 " ", " " series " "); next }
+    {
+      count = split($2, fixed, " ")
+      for (i = 1; i <= count; i++) {
+        split(fixed[i], first, ".")
+        if (first[1] "." first[2] != series) continue
+        if (first[3] == "x") print $1, $3 ", not mended in Linux " series " so far"
+        else if (first[3] + 0 > part[3] + 0) print $1, $3 ", mended in Linux " fixed[i]
+      }
+    }
+    END { exit !known }' "$here/faults"
+}
+
+# Of those the ones that can cost more than speed
+report_faults() {
+  local faults
+  faults=$(known_faults "$(stable_version)" | sed -n '/^-/d; s/^[a-z]* //p' | paste -sd '|' | sed 's/|/; /g') || return 0
+  [[ ! $faults ]] || echo "${0##*/}: this kernel's sockmap has known faults: $faults" >&2
+}
