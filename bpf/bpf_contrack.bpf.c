@@ -261,8 +261,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		outcome = pair(skops, tp, connected);
 	if (outcome) {
 		count(outcome);
-		/* Before it acknowledges the SYN-ACK, by which the other end is established;
-		 * that finds out by itself what port it has. */
+		/* Before it acknowledges the SYN-ACK, by which the other end is
+		 * established; that finds out by itself what port it has. */
 		if (connected && outcome != OUTCOME(ends_excluded))
 			keep_peer_out(tp, isns_of(tp).sender_isn, outcome);
 		return;

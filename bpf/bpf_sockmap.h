@@ -161,7 +161,8 @@ struct counters {
 	u64 fused_messages;
 	u64 fused_bytes;
 	u64 tcp_switched_off;
-	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol, is_shared() */
+	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol, is_shared()
+				*/
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
 	u64 tcp_guarded;  /* a reader or writer was seen to do so, or not to read yet */
 	u64 tcp_sendfile; /* much of a file, which TCP sends without a copy */
@@ -295,7 +296,9 @@ static __always_inline void count(u32 outcome)
 {
 	struct counters *c = array_value(&fuse_counters);
 
-	asm volatile("" : "+r"(outcome)); /* or the check is of a copy, and not of what is added */
+	asm volatile(""
+		     : "+r"(outcome)); /* or the check is of a copy, and not of what is
+					  added */
 	if (c && outcome < sizeof(*c) / sizeof(u64))
 		__sync_fetch_and_add((u64 *)c + outcome, 1);
 }

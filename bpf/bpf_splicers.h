@@ -2,11 +2,11 @@
 /*
  * Programs that may splice from their sockets, and are not helped by the guard: because
  * there is none on this host, or because they do not read where splice answers EINVAL.
- * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells of
- * the end of the stream while fused bytes wait.  No state of a socket shows who will do so, but
- * these callbacks run in the task that connects or listens.  Its connections stay plain
- * TCP from their first byte, and so do those to its services.  bpf_splicers.bpf.c does
- * the same with what is there before the load.
+ * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells
+ * of the end of the stream while fused bytes wait.  No state of a socket shows who will
+ * do so, but these callbacks run in the task that connects or listens.  Its connections
+ * stay plain TCP from their first byte, and so do those to its services.
+ * bpf_splicers.bpf.c does the same with what is there before the load.
  *
  * A program that only accepts, on a socket that another one made, is not seen here: the
  * name of the one that listens stands for it (systemd, inetd).

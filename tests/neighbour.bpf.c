@@ -41,7 +41,8 @@ int counts(struct bpf_sock_ops *skops)
 	return 1;
 }
 
-/* Takes every socket into its map; whose verdict program, if it has one, is to see all. */
+/* Takes every socket into its map; whose verdict program, if it has one, is to see all.
+ */
 SEC("sockops")
 int takes(struct bpf_sock_ops *skops)
 {
