@@ -33,7 +33,11 @@ SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh ke
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
-# What tests/apps.bats and make bench run, what tests/package.bats and tests/status.bats check
+# What needs tests/apps/root or downloads of other suites, changes a setting of the host, or
+# takes long.
+APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts sidecar splicers upgrade)
+
+# What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats check
 # with or install beside, and what tests need in an emulated machine.
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
@@ -47,7 +51,7 @@ PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-lig
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
+.PHONY: install uninstall deb rpm demo all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -102,13 +106,19 @@ load:
 	$(Q)$(MAKE) objects
 	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
 
-# FULL=1: as much through programs that splice as is promised, see tests/apps.bats.
+# Nothing is downloaded for it but packages of this host's distribution.
 check:
 	$(Q)./deps.sh load check
 	$(Q)$(MAKE) objects helpers
+	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh $(filter-out $(APPS_TESTS),$(wildcard tests/*.bats))
+
+# The rest.  FULL=1: as much through programs that splice as is promised, see tests/apps.bats.
+check-apps:
+	$(Q)./deps.sh load check apps
+	$(Q)$(MAKE) objects helpers
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true # tests/apps.bats says what is skipped
 	$(Q)tests/bpftools.sh || true # and tests/bpftools.bats
-	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh
+	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh $(APPS_TESTS)
 
 # What is promised, on Debian's KERNEL under emulation (6.12, or 6.12-arm64), or on each.
 vmcheck vmcheck-all: objects helpers
@@ -139,7 +149,7 @@ guardcheck: objects helpers
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
 bench bench-quick: objects helpers
-	$(Q)./deps.sh load check
+	$(Q)./deps.sh load check apps
 	$(Q)$(if $(filter bench,$@),tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true) # run.sh says what it leaves out
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
 	$(Q)jq -r -f bench/report.jq $(BENCH)
@@ -226,7 +236,7 @@ adversaries: objects helpers
 # The tests of Go, CPython, libuv and libevent, or of SUITES (see tests/foreign/run.sh), plain
 # and fused; about 20 minutes.
 foreign: objects helpers
-	$(Q)./deps.sh load check
+	$(Q)./deps.sh load check apps
 	$(Q)tests/debian.sh bookworm tests/foreign/root $(FOREIGN_PACKAGES)
 	$(Q)tests/foreign/build.sh
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/foreign/run.sh $(SUITES)

@@ -7,12 +7,13 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [demo] [check] [vm] [arm64] [lint] [deb] [rpm] [bench]
+Usage: deps.sh [load] [demo] [check] [apps] [vm] [arm64] [lint] [deb] [rpm] [bench]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
-sockfuse (load), to show it (demo), to run its tests here (check) or in a virtual
-machine (vm; arm64, too), to check its style (lint), or to make packages (deb, rpm)
-or the page of benchmarks (bench).  The command is printed before it is run.
+sockfuse (load), to show it (demo), to run its tests here (check), those with
+other programs (apps), or those in a virtual machine (vm; arm64, too), to check
+its style (lint), or to make packages (deb, rpm) or the page of benchmarks
+(bench).  The command is printed before it is run.
 
   --help    this text
 
@@ -39,11 +40,13 @@ demo   iperf3                      iperf3        iperf3         iperf           
 check  iperf3                      iperf3        iperf3         iperf           iperf3
 check  curl                        curl          curl           curl            curl
 check  openssl                     openssl       openssl        openssl         openssl
-check  debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
 check  sysctl                      procps        procps-ng      procps          procps-ng
-check  systemd-nspawn              systemd-container systemd-container systemd-container systemd
-check  dpkg-deb                    dpkg          dpkg           dpkg            dpkg
-check  rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
+apps   debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
+vm     debootstrap                 debootstrap   debootstrap    debootstrap     debootstrap
+apps   systemd-nspawn              systemd-container systemd-container systemd-container systemd
+apps   dpkg-deb                    dpkg          dpkg           dpkg            dpkg
+apps   rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
+apps   git                         git           git            git             git
 deb    dpkg-deb                    dpkg          dpkg           dpkg            dpkg
 deb    dpkg-shlibdeps              dpkg-dev      dpkg-dev       dpkg            dpkg
 rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
@@ -55,7 +58,7 @@ arm64  ld.lld                      lld           lld            lld             
 vm     cpio                        cpio          cpio           cpio            cpio
 lint   shellcheck                  shellcheck    ShellCheck     ShellCheck      shellcheck
 lint   shfmt                       shfmt         shfmt          shfmt           shfmt
-check  mandoc                      mandoc        mandoc         mandoc          mandoc
+apps   mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
 
@@ -97,7 +100,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | demo | check | vm | arm64 | lint | deb | rpm | bench) ;;
+    load | demo | check | apps | vm | arm64 | lint | deb | rpm | bench) ;;
     -h | --help)
       usage
       exit 0

@@ -178,7 +178,7 @@ done
 ((${#IDLE[@]} == 0)) || measure_scale "${IDLE[@]}"
 measure_remote
 if ((${#APPLICATIONS[@]})) && [[ ! -e $ROOT/.complete ]]; then
-  echo "run.sh: no Debian root, so no applications; try: make check, or DEBIAN_MIRROR=URL make bench" >&2
+  echo "run.sh: no Debian root, so no applications; try: make check-apps, or DEBIAN_MIRROR=URL make bench" >&2
   APPLICATIONS=()
 fi
 if ((${#APPLICATIONS[@]})); then

@@ -10,7 +10,7 @@ shift 2
 built="$suite $*"
 [[ $(cat "$root/.complete" 2>/dev/null) != "$built" ]] || exit 0
 ((EUID == 0)) || {
-  echo "debian.sh: root is needed; try: sudo make check" >&2
+  echo "debian.sh: root is needed; try: sudo make check-apps" >&2
   exit 3
 }
 if [[ ! ${SOCKFUSE_DEBIAN-} ]]; then

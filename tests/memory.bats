@@ -13,6 +13,7 @@ setup() {
 set_tcp_mem() { host_sysctl -q "net.ipv4.tcp_mem=$*"; }
 
 teardown() {
+  [[ ! ${BACKGROUND-} ]] || kill "$BACKGROUND" 2>/dev/null || true
   set_tcp_mem "$tcp_mem"
   # bats itself may have been moved
   [[ ! ${memory_cgroup-} ]] || {
@@ -68,6 +69,15 @@ stalled_reader() {
   stall 20 1000
   (($(counter fused_bytes) > 0))
   (($(counter tcp_memory) > 0))
+}
+
+@test "TCP's memory near its limit: counted as such, and no other reason" {
+  load
+  open_steps
+  BACKGROUND=$STEPS_PID
+  set_tcp_mem 100 2000 3000
+  step send 10
+  [ "$(counters | jq -c 'with_entries(select((.key | startswith("tcp_")) and .value > 0))')" = '{"tcp_memory":1}' ]
 }
 
 @test "1,000 stalled connections at once: no send fails" {

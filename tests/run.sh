@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh [BATS FILE...]: runs the tests, isolated from this machine (make check).
+# run.sh [BATS FILE...]: runs the tests, isolated from this machine (make check, make check-apps).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 

@@ -3,10 +3,7 @@
 
 load helpers
 
-setup() { tcp_mem=$(host_sysctl -n net.ipv4.tcp_mem); }
-
 teardown() {
-  host_sysctl -q "net.ipv4.tcp_mem=$tcp_mem"
   jobs -p | xargs -r kill 2>/dev/null || true
   wait
   unload --quiet
@@ -263,16 +260,6 @@ mark_reader() {
   assert_moved "$before" ""
   step sendfile 40000
   assert_moved "$before" sendfile=1
-}
-
-@test "TCP's memory near its limit: counted as such, and no other reason" {
-  local before
-  load
-  open_steps
-  before=$(fallbacks)
-  host_sysctl -q "net.ipv4.tcp_mem=100 2000 3000"
-  step send 10
-  assert_moved "$before" memory=1
 }
 
 @test "a reader asleep inside TCP: counted as such, and no other reason" {
