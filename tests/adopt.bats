@@ -118,10 +118,7 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
 @test "a stream that has left the map is not adopted again" {
   load --adopt
   open_steps
-  step pace 64 40000
-  sleep 0.3
-  step pace 64
-  [ "$(counter ends_unfused)" -eq 2 ]
+  pace_until_left
   adopt
   adopt
   counters

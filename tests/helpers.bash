@@ -119,6 +119,19 @@ open_steps() {
   step send 0 0 # it is connected
 }
 
+# pace_until_left: small messages until both ends have left the map; on a busy machine there
+# are pauses between them, and it is no stream
+pace_until_left() {
+  for _ in {1..10}; do
+    step pace 64 40000
+    sleep 0.3
+    step pace 64
+    (($(counter ends_unfused) < 2)) || return 0
+  done
+  counters
+  return 1
+}
+
 close_steps() {
   local pid=$STEPS_PID requests=${STEPS[1]}
   exec {requests}>&-

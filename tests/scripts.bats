@@ -104,10 +104,7 @@ segments() { "$BPFTOOL" -j map dump pinned "$BPFFS/foreign_maps/segments" | jq '
   load
   open_steps
   BACKGROUND=$STEPS_PID
-  step pace 64 40000
-  sleep 0.3
-  step pace 64
-  [ "$(counter ends_unfused)" -eq 2 ]
+  pace_until_left
   before=$(segments)
   step pace 64 100
   echo "$before $(segments)"
