@@ -77,7 +77,7 @@ by_tcp() { jq '[to_entries[] | select(.key | startswith("tcp_")).value] | add' <
     read -r server client <<<"$ends"
     iperf3 -s -1 -p 5001 -B "$server" >/dev/null 3>&- &
     wait_for 30 listens 5001
-    iperf3 -c "$client" -p 5001 -t 60 -b 10M --bidir >"$BATS_TEST_TMPDIR/log" 2>&1 3>&- &
+    iperf3 -c "$client" -p 5001 -t 600 -b 10M --bidir >"$BATS_TEST_TMPDIR/log" 2>&1 3>&- &
     BUSY=$!
     wait_for 30 established 6
     load --adopt
@@ -98,12 +98,12 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
   local before
   mkdir -p "$CGROUP/inside"
   open_steps
-  "$TRAFFIC" hold 3 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  "$TRAFFIC" hold 3 600 >"$BATS_TEST_TMPDIR/held" 3>&- &
   BUSY=$!
   iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
   IPERF=$!
   wait_for 30 listens 5001
-  bash -c "echo \$\$ >$CGROUP/inside/cgroup.procs; exec iperf3 -c 127.0.0.1 -p 5001 -t 30 -b 1M" >/dev/null 2>&1 3>&- &
+  bash -c "echo \$\$ >$CGROUP/inside/cgroup.procs; exec iperf3 -c 127.0.0.1 -p 5001 -t 600 -b 1M" >/dev/null 2>&1 3>&- &
   IPERF="$! $IPERF"
   wait_for 30 grep -q connections "$BATS_TEST_TMPDIR/held"
   wait_for 30 established 12
@@ -128,7 +128,7 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
 @test "connections of other network namespaces are adopted there" {
   ip netns add other
   ip -n other link set lo up
-  ip netns exec other "$TRAFFIC" hold 5 30 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  ip netns exec other "$TRAFFIC" hold 5 600 >"$BATS_TEST_TMPDIR/held" 3>&- &
   BUSY=$!
   wait_for 30 grep -q connections "$BATS_TEST_TMPDIR/held"
   load --adopt
@@ -171,7 +171,7 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
 }
 
 @test "--nonblocking-only adopts connections of which both ends are, and no others" {
-  "$TRAFFIC" busy 10 60 >"$BATS_TEST_TMPDIR/busy" 3>&- & # every other one blocks
+  "$TRAFFIC" busy 10 600 >"$BATS_TEST_TMPDIR/busy" 3>&- & # every other one blocks
   BUSY=$!
   wait_for 30 grep -q connected "$BATS_TEST_TMPDIR/busy"
   load --adopt --nonblocking-only
