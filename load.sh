@@ -48,9 +48,9 @@ what is loaded; live connections go on.
                          short connections pay for it
   --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
                          MSG_OOB, …), and fuse for programs that may splice,
-                         too.  Those in the list splicers stay plain TCP; where
-                         the guard cannot attach, so do Go programs, and a line
-                         says so
+                         too.  Else those in the list splicers stay plain TCP;
+                         where the guard cannot attach, so do Go programs, and a
+                         line says so
   --careful              fuse only for readers that have been seen to read
                          plainly and without waiting (O_NONBLOCK); needs the
                          guard
@@ -476,7 +476,7 @@ guard_refused() {
 guard() {
   local name command why arguments
   [[ $GUARD ]] || return 0
-  SPLICERS=1
+  SPLICERS=1 # who does not read where splice is refused
   arguments=("$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" map name sock_ops_map pinned "$STAGING/sock_ops_map")
   for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
     arguments+=(map name "$name" pinned "$STAGING/maps/$name")
@@ -493,14 +493,14 @@ guard() {
   rm -rf "$STAGING/guard"
   [[ ! $CAREFUL ]] ||
     die "$EX_HOST" "--careful needs the guard, which was not attached: $why" "leave it out"
-  UNGUARDED=$why
+  UNGUARDED=$why SPLICERS=2
 }
 
 # Names of programs whose sockets stay out, as they may splice: the project's list, and the
 # administrator's; where the guard is on, without those that read when splice answers EINVAL
 splicer_names() {
   { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d' |
-    if [[ $UNGUARDED ]]; then sed 's/\treads$//'; else sed '/\treads$/d'; fi
+    if [[ $UNGUARDED ]]; then sed 's/[[:space:]]\+reads$//'; else sed '/[[:space:]]reads$/d'; fi
 }
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
@@ -526,14 +526,19 @@ set_splicers() {
     bytes+=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
     echo "${bytes[*]:0:16} value 1"
   done <<<"$names" | { cat && { [[ ! $UNGUARDED ]] || echo '0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 value 1'; }; } | fill "$PROGRAMS" "names of programs"
-  pin_iterator "$(object bpf_splicers)" splicers ||
-    die "$EX_HOST" "who may splice cannot be told here: $(load_error <<<"$log")" "if nobody does: $0 --no-guard"
+  pin_iterator "$(object bpf_splicers)" splicers || {
+    [[ ! $UNGUARDED ]] ||
+      die "$EX_HOST" "who may splice cannot be told here: $(load_error <<<"$log")" "if nobody does: $0 --no-guard"
+    # What may not mount, in a container.  Programs that are started later are told by their names.
+    echo "${0##*/}: programs of the list splicers that run already are not known to sockfuse ($(load_error <<<"$log")): start them again" >&2
+    return 0
+  }
   mark_splicers
 }
 
 # Before the programs are attached, and again after it for who has come meanwhile
 mark_splicers() {
-  [[ $SPLICERS ]] || return 0
+  [[ $SPLICERS && -e $STAGING/splicers ]] || return 0
   say "+ cat $STAGING/splicers"
   cat "$STAGING/splicers"
 }

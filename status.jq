@@ -123,7 +123,7 @@ def loaded($kernel):
       },
       guard: {
         loaded: (.guard != ""),
-        splicers_left_out: ($settings.splicers == 1 and .guard == ""),
+        splicers_left_out: ($settings.splicers == 2),
         services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
       },
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},

@@ -251,8 +251,11 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	if (set->trace)
 		trace_end(tp, connected);
 	outcome = kept_out(set, tp, connected);
-	if (!outcome && IS_SPLICERS(set, sk))
+	if (!outcome && IS_SPLICERS(set, sk)) {
 		outcome = OUTCOME(ends_may_splice);
+		if (!connected) /* another address of the port may have made it forget */
+			note_splicers_service(tp);
+	}
 	if (!outcome && reader_asleep(tp))
 		outcome = OUTCOME(ends_left_out);
 	if (!outcome && !remember(skops, set, disconnects_of(tp)))
@@ -280,6 +283,10 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	} else {
 		COUNT(ends_refused);
 	}
+	if (err && connected)
+		keep_peer_out(tp, isns_of(tp).sender_isn,
+			      err == -E2BIG ? OUTCOME(ends_map_full)
+					    : OUTCOME(ends_refused));
 	if (err && !local)
 		unpair(tp, false);
 }
@@ -352,7 +359,7 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	struct pair_key key;
 
 	forget_direction(skops);
-	if (!tp || !stored_key(tp, &key))
+	if (!tp || !in_map(tp) || !stored_key(tp, &key))
 		return;
 	bpf_map_delete_elem(&sock_ops_map, &key);
 	forget_marks(tp);
@@ -466,7 +473,7 @@ static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
 	bool alone = direction && (direction->alone || (wanted && direction->peer &&
 							is_out(direction->peer)));
 
-	if (!psock || !no_fused_bytes(psock) || !(alone || set->sealed) ||
+	if (!in_map(tp) || !no_fused_bytes(psock) || !(alone || set->sealed) ||
 	    !stored_key(tp, &key))
 		return;
 	if (!alone &&
@@ -568,7 +575,7 @@ static __noinline bool peer_in_map(struct tcp_sock *tp)
 	u64 bucket;
 	u32 hash;
 
-	if (!psock || !stored_key(tp, &key))
+	if (!in_map(tp) || !stored_key(tp, &key))
 		return true;
 	link = link_of(psock);
 	elem = READ(link, link_raw);

@@ -81,14 +81,16 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
-	outcome = guarded(service);
+	outcome = connected ? 0 : outcome_of_dialler(tp); /* first, so that none stays */
+	if (!outcome)
+		outcome = guarded(service);
 	if (outcome)
 		return outcome;
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
 	if (psock_of(tp)) /* in a map already */
 		return OUTCOME(ends_refused);
-	return connected ? 0 : outcome_of_dialler(tp);
+	return 0;
 }
 
 /* op: that of the sockops program when such an end is established */

@@ -68,7 +68,7 @@ struct settings {
 	u8 refresh; /* seconds after which a message goes by TCP again; 0: never */
 	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
 	u8 sealed;	/* 1: fuse_sealed is to be looked at; set by bpf_contrack.bpf.c */
-	u8 splicers;	/* 1: who may splice stays out, bpf_splicers.h */
+	u8 splicers; /* who may splice stays out, bpf_splicers.h; 2: there is no guard */
 };
 
 struct {
@@ -670,14 +670,22 @@ static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
 	       is_loopback6(common->skc_v6_daddr.in6_u.u6_addr32);
 }
 
-/* The key under which the map holds a socket that is in it; false if none. */
+/*
+ * The key under which a sockhash holds a socket that is in one; false if none does.  It
+ * is sock_ops_map, that of an earlier load, whose sockets go on, or another program's:
+ * only in_map() tells.
+ */
 static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
 {
+	struct sk_psock *psock = psock_of(tp);
 	struct bpf_shtab_elem *elem;
 
-	if (!in_map(tp))
+	if (!psock)
 		return false;
-	elem = READ(link_of(psock_of(tp)), link_raw);
+	elem = READ(link_of(psock), link_raw);
+	/* The kernel's own sockets keep other things in sk_user_data. */
+	if (READ(elem, sk) != sk_of(tp))
+		return false;
 	return !bpf_probe_read_kernel(key, sizeof(*key), &elem->key);
 }
 

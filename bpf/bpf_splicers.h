@@ -121,7 +121,16 @@ static __always_inline bool may_splice(struct task_struct *task)
 	struct program go = {};
 
 	return is_named(task) || is_named(READ(task, group_leader)) ||
-	       (is_go(task) && bpf_map_lookup_elem(&fuse_programs, &go));
+	       (bpf_map_lookup_elem(&fuse_programs, &go) && is_go(task));
+}
+
+/* For who connects there */
+static __always_inline void note_splicers_service(struct tcp_sock *tp)
+{
+	struct service service = service_of(tp, false);
+	u32 reason = REASON_MAY_SPLICE;
+
+	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
 }
 
 /* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */
@@ -130,22 +139,21 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
-	u32 reason = REASON_MAY_SPLICE, *known;
 	struct service service;
+	u32 *known;
 
 	if (!tp || !sk || !set || !set->splicers)
 		return;
-	service = service_of(tp, false);
 	if (may_splice((void *)bpf_get_current_task())) {
 		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (listens) /* for who connects there */
-			bpf_map_update_elem(&fuse_guarded, &service, &reason,
-					    BPF_NOEXIST);
+		if (listens)
+			note_splicers_service(tp);
 		else
 			keep_peer_out(tp, tp->write_seq, OUTCOME(ends_may_splice));
 		return;
 	}
 	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */
+	service = service_of(tp, false);
 	known = listens ? bpf_map_lookup_elem(&fuse_guarded, &service) : NULL;
 	if (known && *known == REASON_MAY_SPLICE)
 		bpf_map_delete_elem(&fuse_guarded, &service);

@@ -136,6 +136,18 @@ flagged() {
   echo "$(($(counter ends_guarded) - $(counter ends_guarded "$before"))) $(($(counter fused_messages) - $(counter fused_messages "$before")))"
 }
 
+@test "what a connection from before a second load does is seen and learned, too" {
+  load
+  open_steps
+  SERVERS=$STEPS_PID
+  step pace 10 3
+  load
+  step send 10
+  step waitall 10
+  guarded
+  [[ $(guarded) == *" 2"* ]]
+}
+
 @test "a client that reads with MSG_WAITALL changes its own user's next connections, a server that does everybody's" {
   load
   [ "$(flagged 65534 client)" = "0 2" ]
