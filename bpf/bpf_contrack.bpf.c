@@ -19,6 +19,8 @@
 #define TCP_KEEPIDLE 4
 #define TCP_KEEPINTVL 5
 #define TCP_KEEPCNT 6
+#define TCP_NOTSENT_LOWAT 25
+#define ONE_MESSAGE 1 /* byte unsent, and who wants to send sleeps */
 #define RCV_SHUTDOWN 1
 #define TCP_SYN_RECV 3
 #define PROBING_NS 1000000000
@@ -328,11 +330,54 @@ static __always_inline void stop_probing(struct bpf_sock_ops *skops,
 	restore(skops, SOL_SOCKET, SO_KEEPALIVE, PROBE, direction->keepalive);
 }
 
+static __always_inline bool is_out(struct tcp_sock *tp)
+{
+	return !psock_of(tp);
+}
+
+/*
+ * A writer that has filled its reader's queue goes by TCP.  There it would fill TCP's
+ * buffers, too, and then never find them empty, which it has to before anything is fused
+ * again.  With nothing unsent allowed but one message it sleeps at once, and is woken
+ * when the reader has taken what was before.
+ */
+static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
+					struct direction *direction)
+{
+	direction->stalled = 1;
+	direction->notsent_lowat = tp->notsent_lowat;
+	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, ONE_MESSAGE);
+}
+
+/* Puts the option back, unless the application has set it meanwhile. */
+static __always_inline void end_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
+				      struct direction *direction)
+{
+	direction->stalled = 0;
+	if (tp->notsent_lowat == ONE_MESSAGE)
+		set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->notsent_lowat);
+}
+
+static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_sock *tp,
+					 struct direction *direction)
+{
+	u32 outcome = direction->outcome;
+
+	if (is_out(tp) || (outcome != OUTCOME(tcp_backlog_bytes) &&
+			   outcome != OUTCOME(tcp_in_flight))) {
+		if (direction->stalled)
+			end_stall(skops, tp, direction);
+	} else if (outcome == OUTCOME(tcp_backlog_bytes) && !direction->stalled) {
+		start_stall(skops, tp, direction);
+	}
+}
+
 /*
  * What was known of the old connection: its peer's address, and that it goes by TCP
  * alone.
  */
-static __always_inline void forget_direction(struct bpf_sock_ops *skops)
+static __always_inline void forget_direction(struct bpf_sock_ops *skops,
+					     struct tcp_sock *tp)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
@@ -344,6 +389,8 @@ static __always_inline void forget_direction(struct bpf_sock_ops *skops)
 		return;
 	if (direction->probing_since)
 		stop_probing(skops, direction);
+	if (direction->stalled && tp)
+		end_stall(skops, tp, direction);
 	bpf_sk_storage_delete(&fuse_directions, sk);
 }
 
@@ -358,7 +405,7 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct pair_key key;
 
-	forget_direction(skops);
+	forget_direction(skops, tp);
 	if (!tp || !in_map(tp) || !stored_key(tp, &key))
 		return;
 	bpf_map_delete_elem(&sock_ops_map, &key);
@@ -426,11 +473,6 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  * cached address of B may be another socket's once B has been freed; then B has closed,
  * and whatever is read there leaves A in the map, or takes it out, which are both right.
  */
-static __always_inline bool is_out(struct tcp_sock *tp)
-{
-	return !psock_of(tp);
-}
-
 /* But for the map, nobody holds the psock of a socket that is in it. */
 static __always_inline bool nobody_inside(struct tcp_sock *tp)
 {
@@ -698,6 +740,8 @@ static __always_inline void before_segment(struct bpf_sock_ops *skops)
 	else if (direction && direction->probing_since &&
 		 bpf_ktime_get_ns() - direction->probing_since > PROBING_NS)
 		stop_probing(skops, direction);
+	if (direction)
+		control_flow(skops, tp, direction);
 	if (is_out(tp))
 		stop_calling(skops, direction);
 }

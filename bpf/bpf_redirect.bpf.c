@@ -54,6 +54,10 @@
 #define DRAIN_SPINS 250
 #define DRAIN_PAUSES 16 /* of some 20 ns */
 #define STREAM_MESSAGES 64
+#define STILL_NS 30000
+#define CATCH_UP_LOOKS 300
+#define CATCH_UP_PAUSES 40 /* of some 20 ns */
+#define FUTILE_NS 1000000
 #define SENDFILE_BYTES 32768
 #define LEAVE_MESSAGES 16384
 #define LEAVE_SENDFILE 64
@@ -180,18 +184,64 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
 }
 
 /*
- * Half of what TCP's buffer could grow to.  TCP counts the backlog against
+ * Bytes: half of what TCP's buffer could grow to.  TCP counts the backlog against
  * the same buffer, so its window is closed when we fall back, and one that
  * is overfull would drop the segment and wait for a retransmission.
  */
-static __always_inline bool backlog_full(struct tcp_sock *peer, u32 backlog, u32 size)
+static __always_inline u32 backlog_limit(struct tcp_sock *peer)
 {
 	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
 	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
 
 	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
 		limit = READ(sk_of(peer), sk_rcvbuf);
-	return (u64)backlog + size > limit / 2;
+	return limit / 2;
+}
+
+/*
+ * Flow control in place: where the reader is at work on another processor, to wait for it
+ * costs less than to go by TCP and come back.  True: it has taken every byte of TCP, and
+ * no more than limit wait fused.  False: it has done nothing for STILL_NS, or never will
+ * have in time.  What is read only steers; the rules are asked again after it.
+ */
+__noinline bool reader_catches_up(u64 address, u32 write_seq, u32 limit)
+{
+	struct tcp_sock *peer = (void *)address;
+	u64 now = bpf_ktime_get_ns(), moved = now;
+	u32 before = ~0U;
+
+	for (int i = 0; i < CATCH_UP_LOOKS; i++) {
+		u32 unread = write_seq - READ(peer, copied_seq),
+		    backlog = backlog_of(peer);
+
+		if (!unread && backlog <= limit)
+			return true;
+		if (unread + backlog < before)
+			moved = now;
+		else if (now - moved > STILL_NS)
+			return false;
+		before = unread + backlog;
+		for (int pause = 0; pause < CATCH_UP_PAUSES; pause++)
+			now = bpf_ktime_get_ns();
+	}
+	return false;
+}
+
+/* For bulk alone; a vain wait (one processor, say) is not tried again for FUTILE_NS. */
+static __always_inline bool waits_in_place(struct sk_msg_md *msg, struct tcp_sock *own,
+					   struct tcp_sock *peer,
+					   struct direction *direction, u32 limit)
+{
+	if (msg->size < BULK_BYTES)
+		return false;
+	if (!direction)
+		direction = direction_of(msg);
+	if (!direction || bpf_ktime_get_ns() < direction->futile)
+		return false;
+	if (reader_catches_up(address_of(peer), own->write_seq, limit))
+		return true;
+	direction->futile = bpf_ktime_get_ns() + FUTILE_NS;
+	return false;
 }
 
 /* Messages in the peer's ingress queue, max if there are more. */
@@ -444,14 +494,16 @@ static __always_inline bool seam_ahead(struct tcp_sock *peer)
  * and stable kernels the receiver was charged for nothing, and what waits shows by
  * its number alone.
  */
-static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *peer,
+static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock *own,
+					  struct tcp_sock *peer,
 					  struct direction *direction)
 {
-	u32 backlog = backlog_of(peer), size = msg->size, found;
+	u32 backlog = backlog_of(peer), size = msg->size, found, limit;
 	bool many;
 
 	if (!backlog && messages_waiting(peer, MAX_WAITING) == MAX_WAITING)
-		return OUTCOME(tcp_backlog_number);
+		return size < BULK_BYTES ? OUTCOME(tcp_backlog_number)
+					 : OUTCOME(tcp_backlog_bytes);
 	if (!backlog && direction) {
 		direction->waiting = 0;
 		if (direction->stream && size < BULK_BYTES) {
@@ -462,7 +514,9 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	many = too_many_wait(peer, backlog, size);
 	if (!many && backlog + size <= EDGE_BYTES)
 		return FUSED;
-	if (backlog_full(peer, backlog, size))
+	limit = backlog_limit(peer);
+	if ((u64)backlog + size > limit &&
+	    !waits_in_place(msg, own, peer, direction, limit / 4 * 3))
 		return OUTCOME(tcp_backlog_bytes);
 	found = waiters(peer);
 	if (found & (WAITER_EDGE | WAITER_LATER)) {
@@ -492,12 +546,13 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 		return OUTCOME(tcp_guarded);
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
-	if (tcp_bytes_unread(own, peer))
+	if (tcp_bytes_unread(own, peer) &&
+	    !waits_in_place(msg, own, peer, direction, backlog_limit(peer)))
 		return OUTCOME(tcp_in_flight);
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
 	    waiters(peer) & (WAITER_EDGE | WAITER_LATER))
 		return OUTCOME(tcp_edge_triggered); /* FIONREAD would not tell it */
-	outcome = too_much_waits(msg, peer, direction);
+	outcome = too_much_waits(msg, own, peer, direction);
 	if (outcome)
 		return outcome;
 	if (charge_may_fail(own, peer, msg->size))

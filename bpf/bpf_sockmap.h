@@ -211,15 +211,19 @@ struct direction {
 	u32 small;    /* messages below BULK_BYTES that were fused */
 	u32 streamed; /* count_streamed() */
 	u32 blocked;  /* messages in a row, reader_blocked() */
-	u64 sampled;  /* ktime of the last SAMPLE of small ones */
-	u8 seam;    /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
-	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
-	u8 leaving; /* is to leave the map: goes by TCP once nothing fused waits */
+	u64 futile; /* ktime until which the reader is not waited for, reader_catches_up()
+		     */
+	u64 sampled; /* ktime of the last SAMPLE of small ones */
+	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u8 adopted;  /* nothing has gone by TCP since both ends are in the map */
+	u8 leaving;  /* is to leave the map: goes by TCP once nothing fused waits */
 	u8 quiet;   /* none of its messages is under way, quiet() in bpf_redirect.bpf.c */
 	u8 alone;   /* its peer has not entered the map and never will */
 	u8 paired;  /* its peer was seen in the map */
 	u8 sealed;  /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared;  /* another sockops program wants HDR_OPT_LEN_CB, too */
+	u8 stalled; /* TCP_NOTSENT_LOWAT is 1 for it, bpf_contrack.bpf.c */
+	u32 notsent_lowat; /* as the application had set it */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */

@@ -1915,6 +1915,7 @@ static int run_whole(char **args)
  *	sendfile N [TIMES]	by sendfile(), and read after each
  *	file N	by sendfile(), and not read
  *	pace N [TIMES]	in one send() each, and read after each
+ *	notsent_is N	TCP_NOTSENT_LOWAT of the writer
  *	share N	end N (0: the client) enters the map of tests/neighbour.bpf.c, too
  */
 struct steps {
@@ -2074,6 +2075,8 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 			fail("TCP_KEEPCNT");
 	} else if (!strcmp(name, "keepcnt_is")) {
 		await_option(steps->pair[1], TCP_KEEPCNT, n, 0);
+	} else if (!strcmp(name, "notsent_is")) {
+		await_option(steps->pair[0], TCP_NOTSENT_LOWAT, n, 0);
 	} else if (!strcmp(name, "keepidle_is")) {
 		await_option(steps->pair[1], TCP_KEEPIDLE, n, 100);
 	} else if (!strcmp(name, "edge")) {
