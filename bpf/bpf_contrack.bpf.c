@@ -349,6 +349,16 @@ static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_s
 	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, ONE_MESSAGE);
 }
 
+/*
+ * To set the option wakes all that wait on the socket (sk_write_space), and a reader that
+ * is woken for nothing in tcp_bpf_recvmsg() answers EAGAIN.  Who sleeps there got into
+ * the wait queue under the lock that is held now.
+ */
+static __always_inline bool somebody_sleeps(struct tcp_sock *tp)
+{
+	return waiters(tp) & WAITER_IN_TCP;
+}
+
 /* Puts the option back, unless the application has set it meanwhile. */
 static __always_inline void end_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 				      struct direction *direction)
@@ -362,14 +372,16 @@ static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_
 					 struct direction *direction)
 {
 	u32 outcome = direction->outcome;
+	bool stalls = !is_out(tp) &&
+		      (outcome == OUTCOME(tcp_backlog_bytes) ||
+		       (outcome == OUTCOME(tcp_in_flight) && direction->stalled));
 
-	if (is_out(tp) || (outcome != OUTCOME(tcp_backlog_bytes) &&
-			   outcome != OUTCOME(tcp_in_flight))) {
-		if (direction->stalled)
-			end_stall(skops, tp, direction);
-	} else if (outcome == OUTCOME(tcp_backlog_bytes) && !direction->stalled) {
+	if (stalls == direction->stalled || somebody_sleeps(tp))
+		return;
+	if (stalls)
 		start_stall(skops, tp, direction);
-	}
+	else
+		end_stall(skops, tp, direction);
 }
 
 /*
@@ -710,7 +722,8 @@ static __always_inline void stop_calling(struct bpf_sock_ops *skops,
 {
 	u32 flags = skops->bpf_sock_ops_cb_flags;
 
-	if (!direction || !(direction->shared || direction->probing_since))
+	if (!direction ||
+	    !(direction->shared || direction->probing_since || direction->stalled))
 		bpf_sock_ops_cb_flags_set(skops,
 					  flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }

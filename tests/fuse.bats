@@ -92,6 +92,19 @@ limited_iperf3() {
   step notsent_is 0
 }
 
+@test "a thread that sleeps in recv is not woken when its socket's writer fills the other end's queue" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  step rcvbuf 200000
+  step await_answer 10
+  step send 60000 4
+  [ "$(counter tcp_backlog_bytes)" -eq 1 ]
+  step notsent_is 0
+  step answer 10
+  step read 240000
+}
+
 @test "a late peer costs no byte and no failed send: 15,000 connections with rps_cpus on lo" {
   load
   printf '%x' $(((1 << $(nproc)) - 1)) >/sys/class/net/lo/queues/rx-0/rps_cpus

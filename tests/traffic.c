@@ -1904,6 +1904,7 @@ static int run_whole(char **args)
  *	take N		the client reads
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
  *	await N		recv() of as many, in a thread; answered once it sleeps
+ *	await_answer N	the client reads so many, in a thread; answered once it sleeps
  *	poll		a thread sleeps in poll(2) for what does not come
  *	dup, undup	the server has a second descriptor, or no more
  *	lowat N		SO_RCVLOWAT of the reader
@@ -1956,6 +1957,15 @@ static void *await_step(void *argument)
 
 	steps->about_to_read = true;
 	read_step(steps, steps->wanted, steps->flags);
+	return NULL;
+}
+
+static void *await_answer_step(void *argument)
+{
+	struct steps *steps = argument;
+
+	steps->about_to_read = true;
+	take_answer(steps, steps->wanted);
 	return NULL;
 }
 
@@ -2045,11 +2055,15 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		steps->answered += n;
 	} else if (!strcmp(name, "take")) {
 		take_answer(steps, n);
-	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
+	} else if (!strcmp(name, "waitall") || !strcmp(name, "await") ||
+		   !strcmp(name, "await_answer")) {
 		steps->wanted = n;
-		steps->flags = strcmp(name, "await") ? MSG_WAITALL : 0;
+		steps->flags = strcmp(name, "waitall") ? 0 : MSG_WAITALL;
 		steps->about_to_read = false;
-		if (pthread_create(&thread, NULL, await_step, steps))
+		if (pthread_create(&thread, NULL,
+				   strcmp(name, "await_answer") ? await_step
+								: await_answer_step,
+				   steps))
 			fail("pthread_create");
 		while (!steps->about_to_read)
 			usleep(1000);
