@@ -498,7 +498,7 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 					  struct tcp_sock *peer,
 					  struct direction *direction)
 {
-	u32 backlog = backlog_of(peer), size = msg->size, found, limit;
+	u32 backlog = backlog_of(peer), size = msg->size, found, limit, room;
 	bool many;
 
 	if (!backlog && messages_waiting(peer, MAX_WAITING) == MAX_WAITING)
@@ -515,9 +515,13 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	if (!many && backlog + size <= EDGE_BYTES)
 		return FUSED;
 	limit = backlog_limit(peer);
-	if ((u64)backlog + size > limit &&
-	    !waits_in_place(msg, own, peer, direction, limit / 4 * 3))
-		return OUTCOME(tcp_backlog_bytes);
+	if ((u64)backlog + size > limit) {
+		/* It waits for more room than for this one, or it would wait for each. */
+		room = size > limit / 4 ? size : limit / 4;
+		if (room > limit ||
+		    !waits_in_place(msg, own, peer, direction, limit - room))
+			return OUTCOME(tcp_backlog_bytes);
+	}
 	found = waiters(peer);
 	if (found & (WAITER_EDGE | WAITER_LATER)) {
 		if (!direction)
