@@ -285,15 +285,17 @@ talk_at() {
 
 # Nagle holds the last piece of a message until the first is acknowledged, 40 ms later.
 @test "a message of several pieces that goes by TCP is as fast as without sockfuse" {
-  local size
+  local size answers
   load
   for size in 40000 70000 100000; do
     coproc WHOLE { exec "$TRAFFIC" whole "$size" 100 3>&-; }
     SERVER=$WHOLE_PID
-    read -r -t 20 output <&"${WHOLE[0]}"
+    exec {answers}<&"${WHOLE[0]}" # bash closes its own when the process ends
+    read -r -t 20 output <&"$answers"
     set_fuse 0
     echo >&"${WHOLE[1]}"
-    read -r -t 60 output <&"${WHOLE[0]}"
+    read -r -t 60 output <&"$answers"
+    exec {answers}<&-
     wait "$SERVER"
     SERVER=
     set_fuse 1
