@@ -363,17 +363,24 @@ finish_unread() {
   done
 }
 
-@test "without the guard: load.sh says so and goes on; --careful is refused, nothing changed" {
-  local tool=$BATS_TEST_TMPDIR/bpftool
+# without_trampolines [CASE]: sets tool, a bpftool that cannot attach the guard, nor what CASE says
+without_trampolines() {
+  tool=$BATS_TEST_TMPDIR/bpftool
   cat >"$tool" <<END
 #!/bin/bash
 case "\$*" in
   "prog help") echo autoattach ;;
   *autoattach) echo "Error: no trampolines" >&2 && exit 1 ;;
+  ${1-}
   *) exec $BPFTOOL "\$@" ;;
 esac
 END
   chmod +x "$tool"
+}
+
+@test "without the guard: load.sh says so and goes on; --careful is refused, nothing changed" {
+  local tool
+  without_trampolines
   BPFTOOL=$tool run "$here/load.sh" 3>&-
   [ "$status" -eq 0 ]
   [[ $output == *"no guard here (Error: no trampolines): "*"stay plain TCP"* ]]
@@ -687,17 +694,8 @@ counters_but_asker() { counters | jq -c 'del(.ends_tracked, .tcp_socket_option)'
 }
 
 @test "load.sh --check --quiet tells of the guard, and of all that is reduced, what --check tells" {
-  local tool=$BATS_TEST_TMPDIR/bpftool
-  cat >"$tool" <<END
-#!/bin/bash
-case "\$*" in
-  "prog help") echo autoattach ;;
-  *autoattach) echo "Error: no trampolines" >&2 && exit 1 ;;
-  *bpf_status*) echo "Error: no iterator" >&2 && exit 1 ;;
-  *) exec $BPFTOOL "\$@" ;;
-esac
-END
-  chmod +x "$tool"
+  local tool
+  without_trampolines '*bpf_status*) echo "Error: no iterator" >&2 && exit 1 ;;'
   export BPFTOOL=$tool
   "$here/load.sh" --check >"$BATS_TEST_TMPDIR/check" 3>&-
   cat "$BATS_TEST_TMPDIR/check"
