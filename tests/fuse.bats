@@ -468,6 +468,15 @@ talk_at() {
   rmdir "$CGROUP/with_one_end"
 }
 
+@test "an end that accepts stays out where the map had no room for the one that connected" {
+  load --max-connections 1
+  run timeout 60 "$TRAFFIC" deferred
+  echo "$output; $(counters)"
+  [ "$output" = "bytes=90" ]
+  [ "$(counter ends_tracked)" -eq 2 ]
+  [ "$(counter ends_map_full)" -eq 2 ]
+}
+
 # A connection of which five bytes went by TCP, and have been read
 after_fallback() {
   load

@@ -120,6 +120,17 @@ on_and_before() {
   (($(counter fused_messages) > 0))
 }
 
+@test "a program that listens at another address of the port makes the service forgotten for one connection" {
+  load
+  serve 7100 "$TRAFFIC" proxy 7100 8080 go
+  iperf3 -s -B 127.0.0.2 -p 7100 >/dev/null 2>&1 3>&- &
+  SERVERS+=" $!"
+  wait_for 30 eval '[ "$(ss -Hltn "sport = :7100" | wc -l)" -eq 2 ]'
+  through
+  counters
+  (($(counter ends_tracked) <= 1))
+}
+
 @test "load.sh --quiet says in one line of stderr that there is no guard, and what that leaves out" {
   "$here/load.sh" --quiet 3>&- 2>"$BATS_TEST_TMPDIR/errors" >"$BATS_TEST_TMPDIR/output"
   cat "$BATS_TEST_TMPDIR/errors"

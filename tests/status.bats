@@ -86,6 +86,15 @@ assert_moved() {
   ip netns del other
 }
 
+# Then sock_ops_map is another than the programs were built with.
+@test "bytes received are told in a load with networks and accounting, too" {
+  load --account --net 10.1.0.0/16
+  open_steps
+  step send 1000
+  [ "$(status --json | jq -c '[.connections[].fused_bytes_received] | add')" -eq 1000 ]
+  close_steps
+}
+
 @test "bytes above 4 GB are told exactly" {
   local json
   load --account

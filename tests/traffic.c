@@ -1055,6 +1055,35 @@ static int run_alone(char **args)
 }
 
 /*
+ * deferred: a connection that accepts only once bytes are there.  Its client connects
+ * while another connection is open, which closes before the client sends.  Says what
+ * FIONREAD tells of the 90 bytes where they were accepted.
+ */
+static int run_deferred(void)
+{
+	int other[2], pair[2], port = 0, listener = listen_on("127.0.0.1", &port),
+			       left = 0, yes = 1;
+	struct sockaddr_storage address;
+	socklen_t length = parse_address("127.0.0.1", port, &address);
+	struct pollfd readable = { .events = POLLIN };
+
+	make_pair(other);
+	setsockopt(listener, SOL_TCP, TCP_DEFER_ACCEPT, &yes, sizeof(yes));
+	pair[0] = socket(AF_INET, SOCK_STREAM, 0);
+	if (connect(pair[0], (void *)&address, length))
+		fail("connect");
+	close(other[0]);
+	close(other[1]);
+	send_all(pair[0], bytes_at(1, 0), 90);
+	pair[1] = accept(listener, NULL, NULL);
+	readable.fd = pair[1];
+	if (poll(&readable, 1, 5000) != 1 || ioctl(pair[1], FIONREAD, &left))
+		fail("nothing to read");
+	printf("bytes=%d\n", left);
+	return 0;
+}
+
+/*
  * late: two threads read one socket.  One, of this name, finds bytes that went by TCP and
  * is on the way to take them, for half a second (tests/late.bpf.c).  The other takes them
  * meanwhile, and more are sent, for the first.
@@ -2152,6 +2181,8 @@ int main(int argc, char **argv)
 		return run_hold(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "alone"))
 		return run_alone(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "deferred"))
+		return run_deferred();
 	if (argc == 2 && !strcmp(argv[1], "late"))
 		return run_late();
 	if (argc == 2 && !strcmp(argv[1], "unread"))

@@ -69,6 +69,18 @@ proxied() {
   yes /tmp/www/small | head -n 10000 | xargs cat | cmp - /tmp/all
 }
 
+@test "where nothing may be mounted a load goes on with the guard, and says in one line what is not known" {
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  printf '#!/bin/sh\necho "unshare: unshare failed: Operation not permitted" >&2\nexit 1\n' >"$BATS_TEST_TMPDIR/bin/unshare"
+  chmod +x "$BATS_TEST_TMPDIR/bin/unshare"
+  PATH=$BATS_TEST_TMPDIR/bin:$PATH "$here/load.sh" --quiet 3>&- 2>"$BATS_TEST_TMPDIR/errors"
+  cat "$BATS_TEST_TMPDIR/errors"
+  [ -e "$BPFFS/sockfuse/guard" ]
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/errors")" -eq 1 ]
+  grep -q 'of the list splicers that run already are not known .*Operation not permitted' "$BATS_TEST_TMPDIR/errors"
+  assert_on
+}
+
 @test "the guard is attached by load.sh, left out by --no-guard, replaced by a second load" {
   load
   [ "$(guard_links)" -eq 6 ]
