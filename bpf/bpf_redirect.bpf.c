@@ -575,9 +575,9 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 static __always_inline bool several_readers(struct tcp_sock *peer)
 {
 	struct socket_wq *queue = READ(sk_of(peer), sk_wq);
-	struct list_head *head = &queue->wait.head, *first = READ(head, next);
+	struct list_head *head = &queue->wait.head;
 
-	return first != head && READ(first, next) != head &&
+	return READ(head, next) != READ(head, prev) && /* there are two and more */
 	       HARMLESS_ONES(waiters_of(address_of(peer), SLEEPS_FUSED)) >= SEVERAL;
 }
 
