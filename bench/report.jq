@@ -17,7 +17,7 @@ def in_readme:
   ["rr", "blocking", 64, "one"], ["rr", "blocking", 64, "two"],
   ["stream", "lasting", 65536, "one"], ["stream", "lasting", 65536, "two"],
   ["redis-get", "application"], ["pgbench-select", "application"],
-  ["wrk-nginx", "application"], ["wrk-haproxy-nginx", "application"],
+  ["wrk-nginx", "application"], ["wrk-nginx-proxy", "application"],
   ["stream", "beginning", 64, "one"], ["connect", "blocking", 64, "two"], ["wrk-nginx-no-sendfile", "application"];
 def readme:
   "*\(.processor), \(.processors) processors, \(.kernel), \(.date), medians of \(.rounds) rounds and more*",
