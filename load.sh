@@ -30,8 +30,9 @@ what is loaded; live connections go on.
                          at most 255; 0: never)
   --port LIST            only the connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
-  --exclude-port LIST    not the connections to those; nor to 564,2049,3240,3260,
-                         4420,10809, which the kernel serves, unless --port has them
+  --exclude-port LIST    not the connections to services on these ports; nor to
+                         564,2049,3240,3260,4420,10809, which the kernel serves,
+                         unless --port has them
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
   --sidecar PORT         connections of the processes in --cgroup go to the proxy that
@@ -40,20 +41,19 @@ what is loaded; live connections go on.
                          with SO_ORIGINAL_DST
   --sidecar-uid UID      but not those of this user,
   --sidecar-mark MARK    or with this SO_MARK: the proxy's own
-  --adopt                the connections that are established already, too
+  --adopt                fuse the connections that are established already, too
   --min-age SECONDS      only connections that are so old (1 to 255), for as long as
                          $(name_of adopt) runs: short ones stay plain TCP
   --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
-  --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
-                         MSG_OOB, …), and fuse for programs that may splice,
-                         too.  Else those in the list splicers stay plain TCP;
-                         where the guard cannot attach, so do Go programs, and a
-                         line says so
-  --careful              fuse only for readers that have been seen to read
-                         plainly and without waiting (O_NONBLOCK); needs the
-                         guard
+  --no-guard             do not watch for calls that only TCP serves (splice,
+                         MSG_WAITALL, MSG_OOB, …); programs that may splice are
+                         fused, too.  Without this option those in the list
+                         splicers stay plain TCP; where the guard cannot attach,
+                         Go programs do so, too, and a line says so
+  --careful              fuse to a reader only after the guard has seen it read
+                         with O_NONBLOCK and without flags as MSG_WAITALL
   --config FILE          options from a file too, one a line, as here; lines that
                          begin with # are comments
   --check                load nothing for good, and attach to no cgroup; say what
@@ -414,7 +414,7 @@ same_size() {
     jq --arg name "$1" 'first(.types[] | select(.kind == "STRUCT" and .name == $name).size)')" ]]
 }
 
-# Everything is loaded aside first, and renamed once it works.
+# Everything is loaded into the staging directory first; commit() renames it once it works.
 stage() {
   local settings reuse_settings=() reuse_counters=() marks=$STAGING/marks
   run mkdir -p "$STAGING"
