@@ -736,7 +736,7 @@ undo() {
 }
 
 # The programs know sleepers and pollers by the kernel's addresses, taken at load.
-readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
+readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: clients that wait for their connection stay with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
 symbols_hidden() {
   ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }
