@@ -22,28 +22,28 @@ what is loaded; live connections go on.
 
   --cgroup PATH          only sockets of processes in this cgroup2 directory
                          (default: all, the root of the cgroup2 mount)
-  --net CIDR             between addresses of these networks, too, if both ends
+  --net CIDR             fuse between addresses of this network, too, if both ends
                          are on this host, in the same network namespace or not,
                          and through NAT; local: this host's own addresses
-  --refresh SECONDS      with --net, a message goes by TCP when nothing else did
-                         for so long, for NAT and connection tracking (default 60,
-                         at most 255; 0: never)
-  --port LIST            only the connections to services that listen on these
+  --refresh SECONDS      with --net, send a message by TCP when no segment has
+                         passed for so long, so that NAT and connection tracking
+                         keep the connection (default 60, at most 255; 0: never)
+  --port LIST            fuse only connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
-  --exclude-port LIST    not the connections to services on these ports; nor to
+  --exclude-port LIST    do not fuse connections to services on these ports; nor to
                          564,2049,3240,3260,4420,10809, which the kernel serves,
                          unless --port has them
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
-  --sidecar PORT         connections of the processes in --cgroup go to the proxy that
-                         listens on this port of their loopback address, but for
-                         those to loopback; it asks for the original destination
-                         with SO_ORIGINAL_DST
-  --sidecar-uid UID      but not those of this user,
-  --sidecar-mark MARK    or with this SO_MARK: the proxy's own
+  --sidecar PORT         send connections of the processes in --cgroup to the proxy
+                         that listens on this port of their loopback address;
+                         connections to loopback stay as they are.  The proxy asks
+                         for the original destination with SO_ORIGINAL_DST
+  --sidecar-uid UID      leave the connections of this user alone, or those with
+  --sidecar-mark MARK    this SO_MARK: they are the proxy's own
   --adopt                fuse the connections that are established already, too
-  --min-age SECONDS      only connections that are so old (1 to 255), for as long as
-                         $(name_of adopt) runs: short ones stay plain TCP
+  --min-age SECONDS      fuse only connections that are so old (1 to 255), for as
+                         long as $(name_of adopt) runs: short ones stay plain TCP
   --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
@@ -54,12 +54,12 @@ what is loaded; live connections go on.
                          Go programs do so, too, and a line says so
   --careful              fuse to a reader only after the guard has seen it read
                          with O_NONBLOCK and without flags as MSG_WAITALL
-  --config FILE          options from a file too, one a line, as here; lines that
-                         begin with # are comments
+  --config FILE          take options from a file, too, one a line, as here; lines
+                         that begin with # are comments
   --check                load nothing for good, and attach to no cgroup; say what
                          this host lacks (exit 1), what would be reduced, and which
                          faults of sockmap this kernel is known to have
-  --json                 that as one JSON object
+  --json                 print what --check found as one JSON object
   --quiet                do not print the commands that change the system
   --help                 this text
 
