@@ -203,8 +203,9 @@ install: objects
 	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
 	$(Q)$(foreach c,$(filter-out load,$(COMMANDS)),ln -sf sockfuse-load $(DESTDIR)$(COMPLETIONDIR)/$(call command,$(c)) &&) true
-	$(Q)install -m 644 README.md LICENSE docs/semantics.md docs/status.schema.json docs/kernels.md docs/containers.md docs/sidecar.md docs/trust.md $(DESTDIR)$(DOCDIR)
-	$(Q)install -d $(DESTDIR)$(DOCDIR)/examples
+	$(Q)install -d $(DESTDIR)$(DOCDIR)/docs $(DESTDIR)$(DOCDIR)/examples
+	$(Q)install -m 644 README.md README.zh.md CHANGELOG.md SECURITY.md LICENSE $(DESTDIR)$(DOCDIR)
+	$(Q)install -m 644 docs/*.md docs/*.svg docs/*.json $(DESTDIR)$(DOCDIR)/docs
 	$(Q)install -m 644 examples/* $(DESTDIR)$(DOCDIR)/examples
 	$(Q)[ -e $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf ] || install -m 644 packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)
 

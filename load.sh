@@ -22,44 +22,44 @@ what is loaded; live connections go on.
 
   --cgroup PATH          only sockets of processes in this cgroup2 directory
                          (default: all, the root of the cgroup2 mount)
-  --net CIDR             between addresses of these networks, too, if both ends
+  --net CIDR             fuse between addresses of this network, too, if both ends
                          are on this host, in the same network namespace or not,
                          and through NAT; local: this host's own addresses
-  --refresh SECONDS      with --net, a message goes by TCP when nothing else did
-                         for so long, for NAT and connection tracking (default 60,
-                         at most 255; 0: never)
-  --port LIST            only the connections to services that listen on these
+  --refresh SECONDS      with --net, send a message by TCP when no segment has
+                         passed for so long, so that NAT and connection tracking
+                         keep the connection (default 60, at most 255; 0: never)
+  --port LIST            fuse only connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
-  --exclude-port LIST    not the connections to those; nor to 564,2049,3240,3260,
-                         4420,10809, which the kernel serves, unless --port has them
+  --exclude-port LIST    do not fuse connections to services on these ports; nor to
+                         564,2049,3240,3260,4420,10809, which the kernel serves,
+                         unless --port has them
   --max-connections N    connections that can be fused at a time (default
                          65536); those beyond go by TCP
-  --sidecar PORT         connections of the processes in --cgroup go to the proxy that
-                         listens on this port of their loopback address, but for
-                         those to loopback; it asks for the original destination
-                         with SO_ORIGINAL_DST
-  --sidecar-uid UID      but not those of this user,
-  --sidecar-mark MARK    or with this SO_MARK: the proxy's own
-  --adopt                the connections that are established already, too
-  --min-age SECONDS      only connections that are so old (1 to 255), for as long as
-                         $(name_of adopt) runs: short ones stay plain TCP
+  --sidecar PORT         send connections of the processes in --cgroup to the proxy
+                         that listens on this port of their loopback address;
+                         connections to loopback stay as they are.  The proxy asks
+                         for the original destination with SO_ORIGINAL_DST
+  --sidecar-uid UID      leave the connections of this user alone, or those with
+  --sidecar-mark MARK    this SO_MARK: they are the proxy's own
+  --adopt                fuse the connections that are established already, too
+  --min-age SECONDS      fuse only connections that are so old (1 to 255), for as
+                         long as $(name_of adopt) runs: short ones stay plain TCP
   --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
   --account              count bytes and age of each connection, for $(name_of status);
                          short connections pay for it
-  --no-guard             do not watch for what differs fused (splice, MSG_WAITALL,
-                         MSG_OOB, …), and fuse for programs that may splice,
-                         too.  Else those in the list splicers stay plain TCP;
-                         where the guard cannot attach, so do Go programs, and a
-                         line says so
-  --careful              fuse only for readers that have been seen to read
-                         plainly and without waiting (O_NONBLOCK); needs the
-                         guard
-  --config FILE          options from a file too, one a line, as here; lines that
-                         begin with # are comments
+  --no-guard             do not watch for calls that only TCP serves (splice,
+                         MSG_WAITALL, MSG_OOB, …); programs that may splice are
+                         fused, too.  Without this option those in the list
+                         splicers stay plain TCP; where the guard cannot attach,
+                         Go programs do so, too, and a line says so
+  --careful              fuse to a reader only after the guard has seen it read
+                         with O_NONBLOCK and without flags as MSG_WAITALL
+  --config FILE          take options from a file, too, one a line, as here; lines
+                         that begin with # are comments
   --check                load nothing for good, and attach to no cgroup; say what
                          this host lacks (exit 1), what would be reduced, and which
                          faults of sockmap this kernel is known to have
-  --json                 that as one JSON object
+  --json                 print what --check found as one JSON object
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -414,7 +414,7 @@ same_size() {
     jq --arg name "$1" 'first(.types[] | select(.kind == "STRUCT" and .name == $name).size)')" ]]
 }
 
-# Everything is loaded aside first, and renamed once it works.
+# Everything is loaded into the staging directory first; commit() renames it once it works.
 stage() {
   local settings reuse_settings=() reuse_counters=() marks=$STAGING/marks
   run mkdir -p "$STAGING"
@@ -736,7 +736,7 @@ undo() {
 }
 
 # The programs know sleepers and pollers by the kernel's addresses, taken at load.
-readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: who waits for a connection stays with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
+readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: clients that wait for their connection stay with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
 symbols_hidden() {
   ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }

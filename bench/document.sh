@@ -47,12 +47,18 @@ plot throughput "One way, two processors" "GB/s" "/1e9"
   cat <<'END'
 # Benchmarks
 
-Written by `make benchmarks` from one run of `make bench`, which measures plain TCP over loopback, fused connections, and AF_UNIX
-stream sockets in turn ([numbers](benchmarks.json)). `rr` is a request and an answer of as many bytes, `stream` is writes one way (once 0.5 s have passed), `connect` is connections
-with one request each; with `epoll` N connections are served by one event loop on each side, otherwise each by a thread. Both
-ends on one processor, or each on its own; applications where the scheduler puts them. Ratios above 1 are faster; the interval is
-Student's, of the logarithms of the rounds' ratios. *CPU* is the processor time of all processes for the same work. These
-processors are shared with other machines, which the intervals show.
+Written by `make benchmarks` from one run of `make bench`. It measures plain TCP over loopback,
+fused connections, and AF_UNIX stream sockets in turn ([numbers](benchmarks.json)). It loads
+sockfuse with `--no-guard`.
+
+- `rr` is a request and an answer of as many bytes. `stream` is writes one way, once 0.5 s have
+  passed. `connect` is connections with one request each.
+- With `epoll` N connections are served by one event loop on each side, otherwise each by a thread.
+- Both ends run on one processor, or each on its own. Applications run where the scheduler puts
+  them.
+- Ratios above 1 are faster. The interval is Student's, of the logarithms of the rounds' ratios.
+- *CPU* is the processor time of all processes for the same work.
+- Other machines share these processors, which the intervals show.
 
 END
   jq -r -f "$here/report.jq" "$results"
@@ -71,44 +77,59 @@ END
 
 Why, as the profiles below show it, and what was tried:
 
-- **Short connections** pay for entering the sockhash: a psock for each end, and two pieces of RCU work when it leaves, which also keep
-  the closed sockets' memory from being used again while the cache still has it. With the sockops program attached and nothing entering
-  the map the same connections have 0.98 of plain TCP. Without the callbacks for state changes and for segments nothing measurable is
-  gained (0.89 either way); per-socket storage was 8 points more and is made only for what lasts. Services whose last connections were short
-  could be kept out without being asked (tried: 0.97 and 0.91), but then not every connection would be fused from its first byte. What closes soon
-  is better left out: `--exclude-port`, or `--min-age` (table above).
-- **A stream of small writes** begins in the sockhash, where a write costs two to four times what it costs TCP, which merges them. It leaves after
-  16,384 messages and 0.2 s without fusing. Before that it may have a third of TCP's speed; from then on it is plain TCP, and what differs is
-  what plain TCP differs by from one connection to the next.
-- **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go by TCP, and after 64 of them the
-  connection leaves the map; the runs of 2 s show that beginning too. On a service that sends large files with a
-  new connection for each, `--exclude-port` or `--min-age` spares it.
-- **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message of its own with pages of its own, which the reader
-  takes 8 KB at a time. Blocks of more than 32 KB come back warm from the allocator (below), these cannot be gathered into one.
-- **Requests and answers of 256 KB on two processors** have 0.9 to 1.05 of TCP's speed, from run to run, for two thirds of the processor time:
-  `tcp_bpf_sendmsg` copies the whole message in before the verdict, so the reader can begin to copy out only then; TCP's reader copies the
-  first segments while the writer copies the rest. `bpf_msg_apply_bytes` divides only what has been copied. Programs that do nothing but
-  enter the sockhash and redirect had 0.96 and 0.86 in two runs, these 0.95 and 0.90.
-- **Processor time of a dialogue on two processors**: most of it is the interrupt that wakes the other, idle, processor, which in a virtual machine
-  goes through the hypervisor (`_raw_spin_unlock_irqrestore` below `sock_def_readable` in the profiles, more than half of what fused
-  processes do); TCP pays the same, and so does a Unix socket. Programs that do nothing but enter and redirect had 0.85, 0.78 and 0.85
-  of TCP's time at 64 bytes, 1 KB and 16 KB in thirteen rounds in which these had 0.89, 0.85 and 0.82; in other runs these had down to 0.75.
-- **Connections with one request on two processors** lose more than on one: programs that do nothing but enter and redirect have 0.83 to 0.87. The
-  callbacks, the look at who is asleep and the policy take some four points each.
-- **Unix sockets in a dialogue of 64 KB on two processors** have twice the speed: a reader that has taken its bytes wakes the writer for
-  more (`unix_write_space`), who is then awake when the answer comes. Nothing of ours runs when a reader takes fused bytes.
-- **Other hosts**: nothing runs for a message to them, one program for a connection. What a run of ten rounds shows beside 1.00 is noise: forty
-  rounds of the same programs, an hour after the run of 2026-11-24, had 1.00 (0.97–1.02), streams 0.99, connecting 0.98.
-- **Bulk on one processor**: the writer runs ahead of its reader until the bytes have left the cache. A backlog limited to 256 KB, or to 1 MB, made
-  it worse (0.83 and 0.69 at 64 KB): what is beyond the limit goes by TCP and fills TCP's buffers. Gathered into one block of
-  pages it is faster (2.1 for 1.7 at 256 KB); gathering from the first byte, and not from 512 KB of backlog on, would add some tenths.
-- **Bulk on two processors** was slower while each message was gathered (1.7 at 64 KB; 2.8 without) and while its writer slept on the reader's
-  lock as soon as 64 KB waited (2.0). Waiting 20 or 50 µs for that lock in place of 6 makes no difference.
+- **Short connections** pay for entering the sockhash. Each end gets a psock. When it leaves, two
+  pieces of RCU work follow; they also keep the closed sockets' memory from being used again while
+  the cache still has it. With the sockops program attached and nothing entering the map, the same
+  connections have 0.98 of plain TCP. Without the callbacks for state changes and for segments
+  nothing measurable is gained (0.89 either way). Storage for each socket cost 8 points more, and is
+  made only for connections that last. Services whose last connections were short could be kept out
+  without being asked (tried: 0.97 and 0.91), but then not every connection would be fused from its
+  first byte. Short connections are better left out: `--exclude-port`, or `--min-age` (table above).
+- **A stream of small writes** begins in the sockhash, where a write costs two to four times what it
+  costs TCP, which merges them. It leaves after 16,384 messages and 0.2 s without fusing. Before
+  that it may have a third of TCP's speed. From then on it is plain TCP, and what differs is what
+  plain TCP differs by from one connection to the next.
+- **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go
+  by TCP, and after 64 of them the connection leaves the map. The runs of 2 s show that beginning,
+  too. On a service that sends large files with a new connection for each, `--exclude-port` or
+  `--min-age` spares it.
+- **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message with
+  pages of its own, which the reader takes 8 KB at a time. Blocks of more than 32 KB come back warm
+  from the allocator (below), these cannot be gathered into one.
+- **Requests and answers of 256 KB on two processors** have 0.9 to 1.05 of TCP's speed, from run to
+  run, for two thirds of the processor time. `tcp_bpf_sendmsg` copies the whole message in before
+  the verdict, so the reader can begin to copy out only then. TCP's reader copies the first segments
+  while the writer copies the rest. `bpf_msg_apply_bytes` divides only what has been copied.
+  Programs that do nothing but enter the sockhash and redirect had 0.96 and 0.86 in two runs, these
+  0.95 and 0.90.
+- **Processor time of a dialogue on two processors**: most of it is the interrupt that wakes the
+  other, idle, processor. In a virtual machine that interrupt goes through the hypervisor
+  (`_raw_spin_unlock_irqrestore` below `sock_def_readable` in the profiles, more than half of what
+  fused processes do). TCP pays the same, and so does a Unix socket. Programs that do nothing but
+  enter and redirect had 0.85, 0.78 and 0.85 of TCP's time at 64 bytes, 1 KB and 16 KB in thirteen
+  rounds in which these had 0.89, 0.85 and 0.82; in other runs these had down to 0.75.
+- **Connections with one request on two processors** lose more than on one: programs that do nothing
+  but enter and redirect have 0.83 to 0.87. The callbacks, the look at who is asleep and the policy
+  take some four points each.
+- **Unix sockets in a dialogue of 64 KB on two processors** have twice the speed. A reader that has
+  taken its bytes wakes the writer for more (`unix_write_space`), so the writer is awake when the
+  answer comes. No program of sockfuse runs when a reader takes fused bytes.
+- **Other hosts**: nothing runs for a message to them, and one program for a connection. What a run
+  of ten rounds shows beside 1.00 is noise: forty rounds of the same programs, an hour after the run
+  of 2026-11-24, had 1.00 (0.97–1.02), streams 0.99, connecting 0.98.
+- **Bulk on one processor**: the writer runs ahead of its reader until the bytes have left the
+  cache. A backlog limited to 256 KB, or to 1 MB, made it worse (0.83 and 0.69 at 64 KB), because
+  what is beyond the limit goes by TCP and fills TCP's buffers. A message that is gathered into one
+  block of pages is faster (2.1 for 1.7 at 256 KB). Gathering from the first byte, and not from 512
+  KB of backlog on, would add some tenths.
+- **Bulk on two processors** was slower while each message was gathered (1.7 at 64 KB; 2.8 without)
+  and while its writer slept on the reader's lock as soon as 64 KB waited (2.0). Waiting 20 or 50 µs
+  for that lock in place of 6 makes no difference.
 
 ## Where the time goes
 
-Flame graphs as text: each function under its caller, with the share of samples (perf, processor clock, those of idle
-processors left out) that it and what it calls have; below 3 % is left out.
+Flame graphs as text: each function under its caller, with the share of samples that it and what it
+calls have (perf, processor clock, without the samples of idle processors). Below 3 % is left out.
 END
   cat "$profile"
 } >"$directory/benchmarks.md"

@@ -12,16 +12,20 @@ def unix: if .fused_to_unix then .fused_to_unix.median | places(2) else "" end;
 def table($title; $header; cases; row):
   [cases] | if length == 0 then empty else "", $title, "", $header, (.[] | "| \(row) |") end;
 
+# The rows of the README: eight cases, and three in which fused connections are slower.
 def in_readme:
-  if .how == "application" then IN(.kind; "redis-get", "wrk-nginx", "wrk-nginx-proxy", "wrk-haproxy-nginx", "wrk-nginx-sendfile", "wrk-nginx-no-sendfile", "wrk-nginx-close", "pgbench-select", "iperf3-8")
-  elif .how == "lasting" then .bytes != 256 and .bytes != 4096
-  else .how == "blocking" and IN(.bytes; 64, 16384, 262144) end;
+  ["rr", "blocking", 64, "one"], ["rr", "blocking", 64, "two"],
+  ["stream", "lasting", 65536, "one"], ["stream", "lasting", 65536, "two"],
+  ["redis-get", "application"], ["pgbench-select", "application"],
+  ["wrk-nginx", "application"], ["wrk-nginx-proxy", "application"],
+  ["stream", "beginning", 64, "one"], ["connect", "blocking", 64, "two"], ["wrk-nginx-no-sendfile", "application"];
 def readme:
   "*\(.processor), \(.processors) processors, \(.kernel), \(.date), medians of \(.rounds) rounds and more*",
   "",
-  "| case | bytes | processors | plain TCP | fused | Unix socket | fused / plain |\n|---|---:|---|---:|---:|---:|---:|",
-  (.cases[] | select(in_readme)
-    | "| \(.kind) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused"])) | \(if .unix then amounts(["unix"]) else "" end) | \(.fused_to_plain.median | places(2)) |");
+  "| case | bytes | processors | plain TCP | fused | ratio |\n|---|---:|---|---:|---:|---:|",
+  (.cases as $cases | in_readme as [$kind, $how, $bytes, $processors] | $cases[]
+    | select(.kind == $kind and .how == $how and .bytes == ($bytes // .bytes) and .processors == ($processors // .processors))
+    | "| \(name) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused"]) | gsub(" /s"; "/s")) | \(.fused_to_plain.median | places(2)) |");
 
 if $ARGS.named.readme then readme else
 "*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds and more, medians*",

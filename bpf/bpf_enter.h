@@ -52,8 +52,9 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 }
 
 /*
- * The counter, if the service has been seen to do what differs fused, or to this end's
- * user.  One end may stay out where the other enters, which then finds no peer.
+ * The counter, if the service, or a client of this end's user, was seen to make a call
+ * that only TCP serves.  One end may stay out where the other enters, which then finds no
+ * peer.
  */
 static __always_inline u32 guarded(struct service service)
 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * Optional: sees what no state of a socket shows, what the application does
- * with it.  Where that differs fused, the direction takes TCP from then on
- * (fuse_marks), and the next connections of the service from their start
- * (fuse_guarded).
+ * with it.  Where a fused socket would answer a call otherwise than TCP, the
+ * direction takes TCP from then on (fuse_marks), and so do the next connections
+ * of the service from their start (fuse_guarded).
  *
  * All but the first attach to the functions that the kernel puts in place of
  * TCP's for a socket in a sockhash, so no other socket pays for them.  Needs BTF

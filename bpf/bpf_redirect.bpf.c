@@ -463,8 +463,9 @@ __noinline bool drained(u64 address)
  * reader takes a short recv for the end of what there is (epoll(7) allows it)
  * and waits for an edge, but the TCP bytes had theirs before; nginx also takes
  * FIONREAD's 0 for it, which does not count TCP bytes while fused ones could
- * come.  So behind fused bytes go fused bytes only; and once there are none,
- * what is more than a dialogue makes the connection plain TCP again, for good.
+ * come.  So no TCP byte is sent while such a reader has unread fused bytes.  Once
+ * it has none, what is more than a dialogue makes the connection plain TCP again,
+ * for good.
  *
  * Where too much waits all the same, bpf_contrack.bpf.c makes the missing edge.
  */

@@ -164,8 +164,8 @@ struct counters {
 	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol, is_shared()
 				*/
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
-	u64 tcp_guarded;  /* a reader or writer was seen to do so, or not to read yet */
-	u64 tcp_sendfile; /* much of a file, which TCP sends without a copy */
+	u64 tcp_guarded;  /* the guard saw an end ask so; --careful: or saw no read yet */
+	u64 tcp_sendfile; /* SENDFILE_BYTES of a file, which TCP sends without a copy */
 	u64 tcp_peer_unknown; /* the other end is not in the map */
 	u64 tcp_refresh;      /* long nothing by TCP: for who keeps state in the middle */
 	u64 tcp_in_flight;    /* TCP bytes the peer has not read yet */

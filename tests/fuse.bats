@@ -352,7 +352,7 @@ talk_at() {
 }
 
 # TCP would be faster for the file, but the reader may take the fused bytes for all there is.
-@test "a file does not go by TCP behind fused bytes of an edge-triggered reader" {
+@test "no part of a file goes by TCP while an edge-triggered reader has unread fused bytes" {
   load
   open_steps
   SERVER=$STEPS_PID

@@ -443,7 +443,7 @@ attach() {
   [ "${lines[-1]}" = "Error: $BPFFS/sockfuse/fuse_none: No such file or directory" ]
 }
 
-@test "with hidden kernel addresses: load.sh says what mends it; who waits for its connection stays with TCP" {
+@test "with hidden kernel addresses: load.sh says what mends it; a client that waits for its connection stays with TCP" {
   sed 's/^[0-9a-f]*/0000000000000000/' /proc/kallsyms >"$BATS_TEST_TMPDIR/kallsyms"
   run hidden "mount --bind $BATS_TEST_TMPDIR/kallsyms /proc/kallsyms" "$here/load.sh" 3>&-
   echo "$output"

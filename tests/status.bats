@@ -260,7 +260,7 @@ mark_reader() {
   [ "$(status --json | jq .counters.unfused_sockets)" -eq 2 ]
 }
 
-@test "much of a file: counted as such, and no other reason" {
+@test "40,000 bytes of a file at once: counted as sendfile, and no other reason" {
   local before
   load
   open_steps

@@ -61,9 +61,10 @@ if [[ $table ]]; then
     }
     /^# load: / && !((kernels, $0) in told) { told[kernels, $0]; said[kernels] = said[kernels] "\n  - " substr($0, 9) }
     END {
-      print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation, on their root cgroup, with cgroup2"
-      print "alone, and beside version 1 and then with the bpftool of the kernel'\''s suite; with one set of objects (SHA-256 of all: " objects "),"
-      print "and that for bpftool before 5.16 where the suite has such a one.\n"
+      print "# Kernels\n\nWritten by `make vmcheck-all`, from Debian'\''s kernels for cloud machines under emulation. They"
+      print "attach to the root cgroup. Each kernel ran twice: with cgroup2 alone, and with cgroup2 beside"
+      print "version 1 and the bpftool of the kernel'\''s suite. All ran one set of objects (SHA-256 of all:"
+      print objects "), or the set for bpftool before 5.16 where the suite has such a bpftool.\n"
       printf "| promise |"
       for (k = 1; k <= kernels; k++) { version = kernel[k]; sub(/-cloud-amd64$/, "", version); sub(/-cloud/, "", version); printf " %s |", version }
       printf "\n|---|"
@@ -72,7 +73,7 @@ if [[ $table ]]; then
         printf "\n| %s |", promise[p]
         for (k = 1; k <= kernels; k++) printf " %s |", cell[promise[p], k]
       }
-      print "\n\nWhat `load.sh` said of what is reduced there:\n"
+      print "\n\n`load.sh` said there that this is reduced:\n"
       for (k = 1; k <= kernels; k++) print "- " kernel[k] (said[k] == "" ? ": nothing" : said[k])
     }' "${results[@]}") >"$table"
   cat >>"$table" <<'END'
@@ -81,12 +82,16 @@ if [[ $table ]]; then
 
 `load.sh` asks the running kernel, not its version:
 
-- Where fused bytes wait.  With a further queue in `struct sk_psock` (`backlog_msg`, proposed in January 2026), or another layout of
-  the psock, its link or the element of the map, nothing is loaded (exit code 4).
-- Which bytes FIONREAD counts: fused ones or not, which its BTF tells, and TCP's with them (Linux 6.12.118 does, 6.18.44 does not),
-  which a socket in the map tells.  `load.sh --check` says so.  Where it counts no fused bytes, edge-triggered readers stay on TCP.
-- Whether sockmap reads fused bytes in splice; none does so far.  The guard stays all the same, for it sees more than splice.
-- Faults it can only tell by the stable version that a kernel is made from; [faults](../faults) has them, with their sources.
+- Where do fused bytes wait? If `struct sk_psock` has a further queue (`backlog_msg`, proposed in
+  January 2026), or if the psock, its link or the element of the map is laid out otherwise, nothing
+  is loaded (exit code 4).
+- Which bytes does FIONREAD count? Its BTF tells whether it counts fused bytes. A socket in the map
+  tells whether it counts TCP's with them (Linux 6.12.118 does, 6.18.44 does not). `load.sh --check`
+  says so. Where it counts no fused bytes, edge-triggered readers stay on TCP.
+- Does sockmap read fused bytes in splice? No kernel does so far. The guard stays all the same,
+  since it sees more than splice.
+- Faults are the exception: `load.sh` can only tell them by the stable version that a kernel is made
+  from. [faults](../faults) has them, with their sources.
 END
 fi
 ((failed == 0))
