@@ -497,10 +497,9 @@ guard() {
 }
 
 # Names of programs whose sockets stay out, as they may splice: the project's list, and the
-# administrator's; where the guard is on, without those that read when splice answers EINVAL
+# administrator's
 splicer_names() {
-  { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d' |
-    if [[ $UNGUARDED ]]; then sed 's/[[:space:]]\+reads$//'; else sed '/[[:space:]]reads$/d'; fi
+  { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'
 }
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by

@@ -193,10 +193,11 @@ static __always_inline bool may_splice(struct sock *sk)
 
 /*
  * Splice from a socket looks at TCP's queue only and would wait for ever.
- * EINVAL is what it answers for a file that cannot be spliced; HAProxy and Go
- * then read.  The hook is the one that every read passes (rw_verify_area), since every
- * splice does, those of io_uring and of programs of 32 bits, too; docs/semantics.md says
- * what it costs, and why no other will do.
+ * EINVAL is what it answers for a file that cannot be spliced; Go then reads.
+ * (HAProxy may wait for ever, so it is in the list splicers.)  The hook is the one that
+ * every read passes (rw_verify_area), since every splice does, those of io_uring and of
+ * programs of 32 bits, too; docs/semantics.md says what it costs, and why no other will
+ * do.
  */
 SEC("fmod_ret/security_file_permission")
 int guard_splice(u64 *ctx)

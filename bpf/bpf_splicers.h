@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Programs that may splice from their sockets, and are not helped by the guard: because
- * there is none on this host, or because they do not read where splice answers EINVAL.
+ * Programs that may splice from their sockets: those of the list splicers, of which each
+ * does other things where the guard makes splice answer EINVAL, and Go programs where
+ * there is no guard.
  * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells
  * of the end of the stream while fused bytes wait.  No state of a socket shows who will
  * do so, but these callbacks run in the task that connects or listens.  Its connections

@@ -75,10 +75,10 @@ $(matrix)
 $(awk -F '\t' 'NF == 4 { printf "`%s` differs on Linux %s only (%s): %s\n", $1, $4, $2, $3 }' "$here/differences.tsv" | fmt -w 100)
 
 With the guard \`splice\` from a fused socket answers EINVAL instead of waiting for ever. A reader
-that then reads loses nothing. Go programs and HAProxy do so. systemd-socket-proxyd closes the
-connection instead. So programs of the list \`splicers\` stay plain TCP with the guard, too, unless
-the list says that they read. A service that is not in the list and splices is remembered: its next
-connections are plain TCP.
+that then reads loses nothing. Go programs do so. systemd-socket-proxyd closes the connection
+instead, and HAProxy 2.6 waits for ever if it has read before (HTTP, an upload of 1 GB). So programs
+of the list \`splicers\` stay plain TCP with the guard, too. A service that is not in the list and
+splices is remembered: its next connections are plain TCP.
 
 kTLS: Linux 6.1.176 and 6.12.117 answer EINVAL when a socket in a sockhash is given keys (\`SOL_TLS\`;
 \`traffic ktls\` in the tests). OpenSSL goes on without kTLS. The guard remembers a service that asks

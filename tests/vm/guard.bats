@@ -222,7 +222,7 @@ flagged() {
   (($(counter tcp_blocked_reader) > 0))
 }
 
-@test "a named program that does not read where splice is refused stays plain TCP" {
+@test "a named program stays plain TCP" {
   local size
   load
   cp "$TRAFFIC" "$BATS_TEST_TMPDIR/pasta"
@@ -234,13 +234,13 @@ flagged() {
   (($(counter ends_tracked) == 0 && $(counter ends_may_splice) > 0))
 }
 
-@test "HAProxy with splice: 1 GB and 10,000 short connections, from the first connection on" {
+@test "HAProxy with splice: 1 GB and 10,000 short connections, plain TCP" {
   files
   load
   serve 8080 nginx -c /tmp/nginx.conf
   serve 8090 haproxy -f /tmp/haproxy.conf
   proxied 8090
-  [[ $(guarded) == *"80"*" 1"* ]]
+  (($(counter ends_tracked) == 0 && $(counter ends_may_splice) >= 20000))
 }
 
 @test "a Go proxy with io.Copy: 1 GB and 10,000 short connections, from the first connection on" {
