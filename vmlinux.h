@@ -49,6 +49,7 @@ typedef struct {
 
 /* net/net_namespace.h, net/netns/ipv4.h, linux/ns_common.h */
 struct netns_ipv4 {
+	int sysctl_tcp_wmem[3];
 	int sysctl_tcp_rmem[3];
 };
 
@@ -307,6 +308,7 @@ struct sock {
 	u8 sk_userlocks;
 	u16 sk_protocol;
 	u8 sk_shutdown; /* RCV_SHUTDOWN: a FIN has come */
+	int sk_sndbuf;
 	int sk_rcvbuf;
 	struct socket *sk_socket; /* NULL until it is accepted */
 	struct socket_wq *sk_wq;

@@ -25,6 +25,7 @@
 
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE_WAIT 8
+#define SOCK_SNDBUF_LOCK 1
 #define SOCK_RCVBUF_LOCK 2
 #define TCP_NAGLE_OFF 1
 #define WHOLE_BYTES 131072
@@ -58,6 +59,7 @@
 #define CATCH_UP_LOOKS 300
 #define CATCH_UP_PAUSES 40 /* of some 20 ns */
 #define FUTILE_NS 1000000
+#define ROOM_BYTES 524288 /* a reader takes so much in some 100 us */
 #define SENDFILE_BYTES 32768
 #define LEAVE_MESSAGES 16384
 #define LEAVE_SENDFILE 64
@@ -184,18 +186,28 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
 }
 
 /*
- * Bytes: half of what TCP's buffer could grow to.  TCP counts the backlog against
- * the same buffer, so its window is closed when we fall back, and one that
- * is overfull would drop the segment and wait for a retransmission.
+ * Bytes that may wait, as TCP would let a writer run ahead: what its send buffer could
+ * grow to, and the reader's receive buffer as it is.  (4.2 MB by default.  Plain TCP
+ * takes 4.3 MB before the first read, and 17 MB of writes of 64 KB once a reader has kept
+ * up for a second.)  A stall lets the receive buffer grow as TCP's would
+ * (tcp_clamp_window()), so a lasting stream comes to half of what that could grow to.
+ * More it never is: TCP counts the backlog against the same buffer, so its window is
+ * closed when we fall back, and one that is overfull would drop the segment and wait for
+ * a retransmission.
  */
-static __always_inline u32 backlog_limit(struct tcp_sock *peer)
+static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *peer)
 {
 	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
-	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
+	u32 receive = READ(sk_of(peer), sk_rcvbuf), send, most;
 
-	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
-		limit = READ(sk_of(peer), sk_rcvbuf);
-	return limit / 2;
+	most = READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK
+		       ? receive
+		       : READ(net, ipv4.sysctl_tcp_rmem[2]);
+	net = READ(sk_of(own), __sk_common.skc_net.net);
+	send = sk_of(own)->sk_userlocks & SOCK_SNDBUF_LOCK
+		       ? sk_of(own)->sk_sndbuf
+		       : READ(net, ipv4.sysctl_tcp_wmem[2]);
+	return send + receive < most / 2 ? send + receive : most / 2;
 }
 
 /*
@@ -515,10 +527,12 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	many = too_many_wait(peer, backlog, size);
 	if (!many && backlog + size <= EDGE_BYTES)
 		return FUSED;
-	limit = backlog_limit(peer);
+	limit = backlog_limit(own, peer);
 	if ((u64)backlog + size > limit) {
 		/* It waits for more room than for this one, or it would wait for each. */
-		room = size > limit / 4 ? size : limit / 4;
+		room = limit / 4 < ROOM_BYTES ? limit / 4 : ROOM_BYTES;
+		if (room < size)
+			room = size;
 		if (room > limit ||
 		    !waits_in_place(msg, own, peer, direction, limit - room))
 			return OUTCOME(tcp_backlog_bytes);
@@ -552,7 +566,7 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
 	if (tcp_bytes_unread(own, peer) &&
-	    !waits_in_place(msg, own, peer, direction, backlog_limit(peer)))
+	    !waits_in_place(msg, own, peer, direction, backlog_limit(own, peer)))
 		return OUTCOME(tcp_in_flight);
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
 	    waiters(peer) & (WAITER_EDGE | WAITER_LATER))
