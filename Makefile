@@ -229,7 +229,7 @@ rpm: objects
 fuzz: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/fuzz/run.sh $(or $(CALLS),100000000) $(SEED)
 
-# Programs that met a fault once, each for SECONDS, NAMES or all of them.
+# Programs that met a fault once: NAMES or all of them, for SECONDS in all.
 SECONDS ?= 120
 adversaries: objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/adversaries/run.sh $(SECONDS) $(NAMES)

@@ -15,7 +15,8 @@ readonly STAGING=$PIN_DIR/staging
 # A directory CGROUP-PROGRAM (inode number and id) for each place where a program of this
 # bpffs may be attached.
 readonly ATTACHED=$PIN_DIR/attached
-# The maps that outlive a reload; their names say that a program is ours.
+# Names of maps.  The first three outlive a reload; that of the settings says that a program
+# is ours.
 readonly SETTINGS=fuse_settings
 readonly COUNTERS=fuse_counters
 readonly MARKS=fuse_marks
@@ -202,7 +203,7 @@ attachments() {
 }
 
 # Our programs where this bpffs has attached them: another sockfuse may run in a container.
-# An older version kept no such list, so all cgroups are looked at.
+# An older version kept no list $ATTACHED; then all cgroups are looked at.
 our_attachments() {
   local root id type cgroup record any=()
   root=$(cgroup2_mount)
@@ -264,7 +265,7 @@ set_settings() {
   "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}"
 }
 
-# in_each_netns COMMAND...: here, and in every other network namespace that a
+# in_each_netns COMMAND...: runs it here, and in every other network namespace that a
 # process is in
 in_each_netns() {
   local own ns pid
@@ -276,7 +277,7 @@ in_each_netns() {
   done
 }
 
-# What is old enough enters the map when it has been read twice.
+# One read of the iterator, everywhere: notes new connections, adopts those noted before.
 read_adopt() {
   in_each_netns cat "$ADOPT" 2>/dev/null
 }

@@ -2,8 +2,8 @@
 # What load.sh asks of the running kernel, by its BTF where it can: its version says little
 # of what a distribution has put in.  Sourced by load.sh.
 
-# What the programs walk through by its name alone: CO-RE finds a field wherever it is, and
-# takes one structure for another.
+# What the programs rely on and CO-RE does not check: it finds a field by its name wherever
+# it is, also if its type is another now.
 readonly LAYOUT="\
 sk_psock struct list_head ingress_msg
 sk_psock struct list_head link
@@ -17,9 +17,9 @@ bpf_shtab_elem struct hlist_node node
 bpf_shtab_elem u8 key[]
 sk_msg struct sock *sk_redir"
 
-# What differs from it, one a line.  A further queue of sk_psock would hold fused bytes that
-# no_fused_bytes() does not see; ingress_skb is of programs for skbs.  Fails if this bpftool
-# cannot read the kernel's BTF.
+# What differs from it, one a line.  A further queue in sk_psock would hold fused bytes that
+# no_fused_bytes() does not see; ingress_skb is for programs of another type.  Fails if this
+# bpftool cannot read the kernel's BTF.
 unknown_layout() {
   "$BPFTOOL" btf dump file /sys/kernel/btf/vmlinux format c 2>/dev/null | awk -v layout="$LAYOUT" '
     BEGIN {
@@ -52,7 +52,7 @@ need_btf() {
     die "$EX_HOST" "sockmap is laid out otherwise in this kernel than sockfuse knows (${differs//$'\n'/, })" "update sockfuse, or boot another kernel"
 }
 
-# Who is adopted needs callbacks of the sockops program.
+# An adopted socket has to ask for the callbacks of the sockops program.
 need_adoption() {
   [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
     die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
@@ -61,8 +61,8 @@ need_adoption() {
 # sockmap_can_splice: Linux may come to read fused bytes in splice itself
 sockmap_can_splice() { grep -qa tcp_bpf_splice_read /sys/kernel/btf/vmlinux; }
 
-# fionread_counts SOCKHASH: what FIONREAD tells of a socket there, besides fused bytes;
-# fails if it does not tell those
+# fionread_counts SOCKHASH: prints which bytes FIONREAD counts on a socket there; fails if
+# it does not count fused ones
 fionread_counts() {
   local code=0
   grep -qa msg_tot_len /sys/kernel/btf/vmlinux || return
@@ -86,7 +86,8 @@ stable_version() {
   done
 }
 
-# known_faults VERSION: of the file faults, "COST TEXT" each; fails if its series is not there
+# known_faults VERSION: "COST TEXT" for each of the file faults that this version has; fails
+# if its series is not in the file
 known_faults() {
   awk -F '|' -v version="$1" '
     BEGIN { split(version, part, "."); series = part[1] "." part[2] }
@@ -104,7 +105,7 @@ known_faults() {
     END { exit !known }' "$here/faults"
 }
 
-# Of those the ones that can cost more than speed
+# Names those that can cost bytes or the kernel's memory
 report_faults() {
   local faults
   faults=$(known_faults "$(stable_version)" | sed -n '/^-/d; s/^[a-z]* //p' | paste -sd '|' | sed 's/|/; /g') || return 0

@@ -434,8 +434,8 @@ stage() {
   run "$BPFTOOL" map create "$STAGING/sock_ops_map" type sockhash key 16 value 8 \
     entries $((MAX_CONNECTIONS * 2)) name sock_ops_map 2>/dev/null ||
     die "$EX_FAILED" "no room for a map of $MAX_CONNECTIONS connections" "try: $0 --max-connections 10000"
-  # What was seen of live connections holds for them.  Their marks have room beside those
-  # of the new ones; 16 bytes each are taken at once, 80 or so by a socket that has one.
+  # What the guard has seen of live connections stays.  Their marks have room beside those
+  # of new ones.  The map takes 16 bytes an entry at once, and some 80 for each mark.
   if same_size marks pinned "$PIN_DIR/$MARKS" && large_enough $((MAX_CONNECTIONS * 4)) pinned "$PIN_DIR/$MARKS"; then
     marks=$PIN_DIR/$MARKS
   else
@@ -454,8 +454,8 @@ stage() {
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
 
-# guard_refused COMMAND...: loads and attaches the guard; prints why not, and
-# nothing if it is.  bpftool pins the links, but the programs if it cannot attach.
+# guard_refused COMMAND...: loads and attaches the guard; prints why it could not, else
+# nothing.  bpftool pins links, or programs in their place if it cannot attach.
 guard_refused() {
   local log pin
   command -v "$1" >/dev/null || {
@@ -503,7 +503,7 @@ splicer_names() {
 }
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
-# their names in /sys/fs/bpf, so that is where ours stand for once.
+# their names in /sys/fs/bpf, so ours are mounted there for this one command.
 pin_iterator() {
   local how
   how="mount --bind $STAGING/maps $BPFFS && $(printf '%q iter pin %q' "$BPFTOOL" "$1") $BPFFS/$2"
@@ -512,8 +512,8 @@ pin_iterator() {
   run mv "$STAGING/maps/$2" "$STAGING/$2"
 }
 
-# Who may splice stays out: named to the programs (no name: those in Go), and those that are
-# there already
+# Programs that may splice stay out: tells the BPF programs their names (the empty name
+# stands for those in Go), and marks those that run already.
 set_splicers() {
   local names name bytes log
   [[ $SPLICERS ]] || return 0
@@ -623,8 +623,8 @@ attach_verdict() {
     die "$EX_FAILED" "the kernel did not attach the verdict program" "is CONFIG_BPF_STREAM_PARSER set?"
 }
 
-# remember_attachments: that the new programs may be attached, before they are; where an
-# older version kept no such list, that its programs are, too, all or none
+# remember_attachments: notes where the new programs will be attached, before they are.
+# Where an older version kept no such list, notes where its programs are, all or none.
 remember_attachments() {
   local program cgroup id list=$ATTACHED
   NEW_ID=$(pinned_id "$STAGING/bpf_sockops")
@@ -667,8 +667,8 @@ attach() {
   attach_sidecar
 }
 
-# What the kernel holds, not what bpftool said.  Which program a sockhash has only
-# the iterator can tell; that the program uses this map, every kernel.
+# Asks what the kernel holds, not what bpftool said.  Only the iterator can tell which
+# program a sockhash has; every kernel can tell that the program uses this map.
 check() {
   local map cgroup
   for cgroup in "${CGROUPS[@]}"; do
@@ -683,7 +683,7 @@ check() {
     die "$EX_FAILED" "the verdict program is not attached to the map" "try: $0 again"
 }
 
-# Those of earlier loads stay for as long as one of their sockets lives.
+# The iterators of earlier loads stay for as long as one of their sockets lives.
 commit_iterator() {
   local pin
   for pin in "$CONNECTIONS"/*; do
@@ -713,7 +713,7 @@ commit() {
   [[ ! -e $ADOPT || $ADOPTING ]] || run rm -f "$ADOPT"
   [[ ! $ADOPTING ]] || run mv -fT "$STAGING/adopt" "$ADOPT"
   commit_iterator
-  # Nobody could later, and with its last holder the map itself goes.
+  # Settings that are replaced are switched off now, since nobody could reach them later.
   [[ ! $OLD_SETTINGS ]] || set_settings id "$OLD_SETTINGS" '{"fuse": 0}'
   detach_all_but "$NEW_IDS"
   run rm -rf "$STAGING"
@@ -740,7 +740,7 @@ symbols_hidden() {
   ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }
 
-# What is there already, noted by the first and put in by the second
+# Connections that are there already: the first read notes them, the second adopts them.
 adopt() {
   [[ $ADOPTING ]] || return 0
   say "+ cat $ADOPT (twice, in each network namespace)"

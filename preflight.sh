@@ -8,8 +8,8 @@
 FINDINGS=()
 found() { FINDINGS+=("$1" "$2" "$3"); }
 
-# tried RESULT SUBJECT TEXT COMMAND...: ok with that text if it succeeds silently,
-# reduced with what it says of what is left out, RESULT with what it dies of
+# tried RESULT SUBJECT TEXT COMMAND...: notes ok and TEXT if the command succeeds and says
+# nothing; reduced and what it says, if it succeeds; RESULT and its error, if it fails
 tried() {
   local result=$1 subject=$2 text=$3 says code
   shift 3
@@ -103,7 +103,7 @@ look_at_faults() {
   done <<<"$faults"
 }
 
-# What kernels to come may do
+# What later kernels may do otherwise
 look_at_readers() {
   local counts
   if counts=$(fionread_counts "$STAGING/sock_ops_map"); then

@@ -24,7 +24,8 @@ def network:
 # enum reason of bpf_sockmap.h
 def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"][.];
 
-# Whose connections to the service: not there if anybody's, as in a load of before
+# Whose connections to the service; nothing if everybody's, also for lack of the field in an
+# older load
 def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;
 
 def summed: # over processors, the order of struct counters kept
@@ -130,7 +131,7 @@ def loaded($kernel):
       counters: (if $counters then $counters | counters else null end)
     };
 
-# For join_sockets, what the places of outcomes mean; "off" if none is looked at
+# For join_sockets: the names of counters in their order; "off" if fusing is switched off
 def outcomes:
   if (.settings | shown)[0].formatted.value.fuse == 0 then "off"
   else .counters | shown // [{formatted: {values: []}}] | summed | keys_unsorted | join(" ") end;

@@ -100,8 +100,8 @@ read_sockets() {
   done
 }
 
-# What is loaded, as status.jq takes it; nothing if sockfuse is off.  What is no
-# longer pinned is found by what uses it.
+# What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
+# longer pinned is found by the program that uses it.
 read_state() {
   local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
   settings=$(our_settings | tail -n 1)
@@ -305,7 +305,7 @@ show() {
   esac
 }
 
-# Only where bytes are counted can the busiest be told.
+# The busiest can be told only where bytes are counted.
 check_top() {
   [[ ! $TOP || $(jq .policy.accounting "$1") != false ]] ||
     die "$EX_USAGE" "--top: the bytes of connections are not counted" "try: $(jq -r .load_command "$1") --account"

@@ -86,42 +86,42 @@ Why, as the profiles below show it, and what was tried:
   without being asked (tried: 0.97 and 0.91), but then not every connection would be fused from its
   first byte. Short connections are better left out: `--exclude-port`, or `--min-age` (table above).
 - **A stream of small writes** begins in the sockhash, where a write costs two to four times what it
-  costs TCP, which merges them. It leaves after 16,384 messages and 0.2 s without fusing. Before
-  that it may have a third of TCP's speed. From then on it is plain TCP, and what differs is what
-  plain TCP differs by from one connection to the next.
+  costs TCP, which merges them. It leaves after 16,384 messages. Before that it may have a third of
+  TCP's speed. From then on it is plain TCP. What still differs is what one connection of plain TCP
+  differs from the next.
 - **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go
-  by TCP, and after 64 of them the connection leaves the map. The runs of 2 s show that beginning,
-  too. On a service that sends large files with a new connection for each, `--exclude-port` or
-  `--min-age` spares it.
+  by TCP, and after 64 of them the connection leaves the map. The runs of 2 s include that
+  beginning. A service that sends large files, each on a new connection, is better left out:
+  `--exclude-port`, or `--min-age`.
 - **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message with
-  pages of its own, which the reader takes 8 KB at a time. Blocks of more than 32 KB come back warm
-  from the allocator (below), these cannot be gathered into one.
+  pages of its own, which the reader takes 8 KB at a time. A larger message is gathered into one
+  block of pages, which the allocator gives back warm. Messages of 32 KB cannot be.
 - **Requests and answers of 256 KB on two processors** have 0.9 to 1.05 of TCP's speed, from run to
   run, for two thirds of the processor time. `tcp_bpf_sendmsg` copies the whole message in before
   the verdict, so the reader can begin to copy out only then. TCP's reader copies the first segments
   while the writer copies the rest. `bpf_msg_apply_bytes` divides only what has been copied.
-  Programs that do nothing but enter the sockhash and redirect had 0.96 and 0.86 in two runs, these
+  Programs that only enter the sockhash and redirect had 0.96 and 0.86 in two runs; sockfuse had
   0.95 and 0.90.
 - **Processor time of a dialogue on two processors**: most of it is the interrupt that wakes the
   other, idle, processor. In a virtual machine that interrupt goes through the hypervisor
   (`_raw_spin_unlock_irqrestore` below `sock_def_readable` in the profiles, more than half of what
-  fused processes do). TCP pays the same, and so does a Unix socket. Programs that do nothing but
-  enter and redirect had 0.85, 0.78 and 0.85 of TCP's time at 64 bytes, 1 KB and 16 KB in thirteen
-  rounds in which these had 0.89, 0.85 and 0.82; in other runs these had down to 0.75.
-- **Connections with one request on two processors** lose more than on one: programs that do nothing
-  but enter and redirect have 0.83 to 0.87. The callbacks, the look at who is asleep and the policy
-  take some four points each.
+  fused processes do). TCP pays the same, and so does a Unix socket. Programs that only enter and
+  redirect had 0.85, 0.78 and 0.85 of TCP's time at 64 bytes, 1 KB and 16 KB in thirteen rounds.
+  sockfuse had 0.89, 0.85 and 0.82 in these, and down to 0.75 in other runs.
+- **Connections with one request on two processors** lose more than on one: programs that only enter
+  and redirect have 0.83 to 0.87. The callbacks, the look at who is asleep and the policy take some
+  four points each.
 - **Unix sockets in a dialogue of 64 KB on two processors** have twice the speed. A reader that has
   taken its bytes wakes the writer for more (`unix_write_space`), so the writer is awake when the
   answer comes. No program of sockfuse runs when a reader takes fused bytes.
-- **Other hosts**: nothing runs for a message to them, and one program for a connection. What a run
-  of ten rounds shows beside 1.00 is noise: forty rounds of the same programs, an hour after the run
-  of 2026-11-24, had 1.00 (0.97–1.02), streams 0.99, connecting 0.98.
+- **Other hosts**: no program runs for a message to them, and one runs for a connection. A ratio
+  beside 1.00 is noise: forty rounds of the same programs, an hour after the run of 2026-11-24, had
+  1.00 (0.97–1.02) for requests, 0.99 for streams and 0.98 for connecting.
 - **Bulk on one processor**: the writer runs ahead of its reader until the bytes have left the
   cache. A backlog limited to 256 KB, or to 1 MB, made it worse (0.83 and 0.69 at 64 KB), because
   what is beyond the limit goes by TCP and fills TCP's buffers. A message that is gathered into one
-  block of pages is faster (2.1 for 1.7 at 256 KB). Gathering from the first byte, and not from 512
-  KB of backlog on, would add some tenths.
+  block of pages is faster (2.1 in place of 1.7 at 256 KB). sockfuse gathers once 512 KB wait. To
+  gather from the first byte would add some tenths.
 - **Bulk on two processors** was slower while each message was gathered (1.7 at 64 KB; 2.8 without)
   and while its writer slept on the reader's lock as soon as 64 KB waited (2.0). Waiting 20 or 50 µs
   for that lock in place of 6 makes no difference.

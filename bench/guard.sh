@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # guard.sh [ROUNDS] [SECONDS]: the speed with the guard, and with all of it but its hook
-# of splice, as ratios of that without it, in turn; medians of the rounds.  For a machine of one's own, with a kernel that
-# takes the guard: load.sh changes what the host has.  In instructions:
+# of splice, as ratios of that without it, in turn; medians of the rounds.  For a machine
+# of one's own, whose kernel takes the guard: load.sh changes what the host has.  In
+# instructions:
 # QEMU_OPTIONS="-icount shift=0,sleep=off" tests/vm/run.sh 6.12 bench/guard.sh 3 0.5
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)

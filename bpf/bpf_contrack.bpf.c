@@ -66,10 +66,10 @@ struct {
 } fuse_dialled SEC(".maps");
 
 /*
- * What is to be known of the time before: how often the socket was disconnected, for
+ * Keeps what can be seen only now: how often the socket was disconnected before, for
  * closed(); whether another sockops program of the host has asked for the callback
- * already, for stop_calling(); when it began, for load.sh --account.  Few sockets have
- * something to remember.  False: there is no memory.
+ * already, for stop_calling(); when the connection began, for load.sh --account.  Few
+ * sockets have something to remember.  False: there is no memory for it.
  */
 static __always_inline bool remember(struct bpf_sock_ops *skops, struct settings *set,
 				     int disconnects)
@@ -92,8 +92,8 @@ static __always_inline bool remember(struct bpf_sock_ops *skops, struct settings
 }
 
 /*
- * A reader that went to sleep in tcp_recvmsg() before the handshake ended, which only
- * the client of a connect() that does not wait can, would not see fused bytes.
+ * A reader that went to sleep in tcp_recvmsg() before the handshake ended would not see
+ * fused bytes.  Only a client whose connect() does not wait can have one.
  */
 static __always_inline bool reader_asleep(struct tcp_sock *tp)
 {
@@ -337,9 +337,9 @@ static __always_inline bool is_out(struct tcp_sock *tp)
 
 /*
  * A writer that has filled its reader's queue goes by TCP.  There it would fill TCP's
- * buffers, too, and then never find them empty, which it has to before anything is fused
- * again.  With nothing unsent allowed but one message it sleeps at once, and is woken
- * when the reader has taken what was before.
+ * buffers, too, and keep them full.  But nothing is fused before the reader has emptied
+ * them.  So the writer may have one unsent message only: it sleeps at the next one, and
+ * is woken when the reader has taken what was before.
  */
 static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 					struct direction *direction)
@@ -368,6 +368,11 @@ static __always_inline void end_stall(struct bpf_sock_ops *skops, struct tcp_soc
 		set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->notsent_lowat);
 }
 
+/*
+ * Before a segment of the writer.  Starts with a message that the limit in bytes has sent
+ * by TCP, lasts while the reader has not taken such messages (tcp_in_flight), and ends
+ * with the first segment after that.
+ */
 static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 					 struct direction *direction)
 {
@@ -384,10 +389,7 @@ static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_
 		end_stall(skops, tp, direction);
 }
 
-/*
- * What was known of the old connection: its peer's address, and that it goes by TCP
- * alone.
- */
+/* What was known of the old connection, and the options that were set for it. */
 static __always_inline void forget_direction(struct bpf_sock_ops *skops,
 					     struct tcp_sock *tp)
 {
@@ -481,10 +483,11 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  *
  * What is read of the other end: each reads the other's queue, but for step 3, only so
  * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
- * costs that reader time (mend_as_reader()).  That B's psock is gone is never unsaid. The
- * cached address of B may be another socket's once B has been freed; then B has closed,
- * and whatever is read there leaves A in the map, or takes it out, which are both right.
+ * costs that reader time (mend_as_reader()).  Once B's psock is gone, it never comes
+ * back.  The cached address of B may be another socket's once B has been freed; then B
+ * has closed, and it is right to leave A in the map, and right to take it out.
  */
+
 /* But for the map, nobody holds the psock of a socket that is in it. */
 static __always_inline bool nobody_inside(struct tcp_sock *tp)
 {
@@ -574,8 +577,8 @@ static __always_inline bool tcp_bytes_wait(struct tcp_sock *tp)
 }
 
 /*
- * As the sender of TCP bytes, before they leave: a reader that is told once of what
- * there is meets no seam if it leaves the map before it reads.
+ * As the sender of TCP bytes, before they leave.  A reader that is told once of what
+ * there is meets no seam if its end leaves the map before it reads.
  */
 static __always_inline void mend_as_sender(struct direction *direction)
 {

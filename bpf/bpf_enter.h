@@ -53,8 +53,8 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 
 /*
  * The counter, if the service, or a client of this end's user, was seen to make a call
- * that only TCP serves.  One end may stay out where the other enters, which then finds no
- * peer.
+ * that only TCP serves; else 0.  Only the end that connects knows its user, so it may
+ * stay out alone; keep_peer_out() then takes the other one along.
  */
 static __always_inline u32 guarded(struct service service)
 {
@@ -82,7 +82,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
-	outcome = connected ? 0 : outcome_of_dialler(tp); /* first, so that none stays */
+	outcome = connected ? 0 : outcome_of_dialler(tp); /* first: takes the entry out */
 	if (!outcome)
 		outcome = guarded(service);
 	if (outcome)

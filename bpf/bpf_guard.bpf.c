@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Optional: sees what no state of a socket shows, what the application does
+ * Optional: sees what no state of a socket shows, namely what the application does
  * with it.  Where a fused socket would answer a call otherwise than TCP, the
- * direction takes TCP from then on (fuse_marks), and so do the next connections
+ * direction goes by TCP from then on (fuse_marks), and so do the next connections
  * of the service from their start (fuse_guarded).
  *
- * All but the first attach to the functions that the kernel puts in place of
- * TCP's for a socket in a sockhash, so no other socket pays for them.  Needs BTF
- * trampolines; load.sh says so where the kernel has none.
+ * All but guard_splice() and guard_ulp() attach to functions that the kernel puts in
+ * place of TCP's for a socket in a sockhash, so no other socket pays for them.  Needs
+ * BTF trampolines; load.sh says so where the kernel has none.
  */
 #include "bpf_sockmap.h"
 #include <linux/io_uring.h>
@@ -112,10 +112,10 @@ static __always_inline bool in_splice_call(void)
 }
 
 /*
- * Adds to the marks of a socket; returns those that it had, all if unknown.  Without
- * room every socket without marks counts as a reader and a writer as only TCP has them.
- * A socket that has left the map meanwhile was forgotten before this, or its marks go now
- * or when they are forgotten: none stay behind.
+ * Adds to the marks of a socket; returns those that it had, all if unknown.  Once there
+ * was no room, every socket without marks counts as MARK_READER and MARK_WRITER.  The
+ * socket may leave the map meanwhile: then its marks go here, or in forget_marks() if
+ * that comes later, so none stay behind.
  */
 static __always_inline u64 mark(struct sock *sk, u64 add)
 {
@@ -158,10 +158,9 @@ static __always_inline bool may_be_adopted(struct sock *sk)
 }
 
 /*
- * Its service takes TCP from the next connection on, with this user if the end is the
- * client's.  Which end accepted tells
- * the key under which the socket is stored: the sequence number is one more; of one
- * that may be adopted later, its counters.
+ * Its service takes TCP from the next connection on; only with this user if the end is
+ * the client's.  The key under which the socket is stored tells which end it is; of one
+ * that may be adopted later, its counters do.
  */
 static __always_inline void learn(struct sock *sk, u32 reason)
 {

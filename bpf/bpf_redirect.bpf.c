@@ -8,9 +8,9 @@
  * Every byte arrives, in order: the receiver reads its ingress queue before
  * its TCP queue (tcp_bpf_recvmsg), so a message may be fused only when every
  * TCP byte before it has been read.  Memory stays bounded: the kernel puts no
- * limit on the ingress queue, so this program does.  send() never fails where
- * TCP would not: the program always returns SK_PASS, and never lets the
- * kernel refuse the charge.
+ * limit on the ingress queue, so this program does.  send() does not fail where
+ * TCP's would not, but for the window that is_going() leaves: the program always
+ * returns SK_PASS, and never lets the kernel refuse the charge.
  *
  * Locks.  tcp_bpf_sendmsg() holds the sender's lock while this runs; nobody
  * holds the peer's.  What is read of the peer is read fault-safe (READ) and
@@ -74,7 +74,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * Which end of a connection was the last to send bulk, or a SAMPLE of small messages:
  * the address of its tcp_sock, by the lower of the two addresses.  One entry for both, so
  * that what an earlier connection left at these addresses is put right by the first
- * answer.  Steers only; a flow that finds no room is a dialogue.
+ * answer.  Steers only; a connection whose entry was evicted counts as a dialogue.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -145,7 +145,8 @@ static __always_inline bool is_closing(struct file *file)
 
 /*
  * TCP_ZEROCOPY_RECEIVE, which needs the socket mapped (tcp_mmap), takes from TCP's queue
- * alone.  What waits fused must not be overtaken by it, so behind that goes no TCP byte.
+ * alone.  It must not overtake fused bytes, so while some wait this rule does not send
+ * TCP bytes behind them.
  */
 static __always_inline bool reader_maps(struct tcp_sock *peer)
 {
@@ -191,9 +192,9 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
  * takes 4.3 MB before the first read, and 17 MB of writes of 64 KB once a reader has kept
  * up for a second.)  A stall lets the receive buffer grow as TCP's would
  * (tcp_clamp_window()), so a lasting stream comes to half of what that could grow to.
- * More it never is: TCP counts the backlog against the same buffer, so its window is
- * closed when we fall back, and one that is overfull would drop the segment and wait for
- * a retransmission.
+ * It is never more than that: TCP counts the backlog against the same buffer, so its
+ * window is closed when we fall back.  If the buffer were overfull, TCP would drop the
+ * segment and wait for a retransmission.
  */
 static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *peer)
 {
@@ -212,9 +213,10 @@ static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *
 
 /*
  * Flow control in place: where the reader is at work on another processor, to wait for it
- * costs less than to go by TCP and come back.  True: it has taken every byte of TCP, and
- * no more than limit wait fused.  False: it has done nothing for STILL_NS, or never will
- * have in time.  What is read only steers; the rules are asked again after it.
+ * costs less than to go by TCP and come back.  True: it has taken every byte of TCP,
+ * which stays so while our lock holds write_seq still, and no more than limit wait fused,
+ * which only steers.  False: it has done nothing for STILL_NS, or was not done after all
+ * looks, some 240 us.
  */
 __noinline bool reader_catches_up(u64 address, u32 write_seq, u32 limit)
 {
@@ -239,7 +241,7 @@ __noinline bool reader_catches_up(u64 address, u32 write_seq, u32 limit)
 	return false;
 }
 
-/* For bulk alone; a vain wait (one processor, say) is not tried again for FUTILE_NS. */
+/* For bulk alone; after a vain wait (on one processor, say) none for FUTILE_NS. */
 static __always_inline bool waits_in_place(struct sk_msg_md *msg, struct tcp_sock *own,
 					   struct tcp_sock *peer,
 					   struct direction *direction, u32 limit)
@@ -355,11 +357,11 @@ static __always_inline bool much_of_a_file(u32 size)
 }
 
 /*
- * Calls on the peer's socket that may be anywhere, those in the queue left out.  A call
- * holds a reference to the file, unless its task shares its descriptors with no other
- * (fdget()): the only call that task makes, and its descriptor holds the reference.  So
- * there are at most as many calls as references.  One descriptor has one; more of them
- * (dup(2), fork(2)) look like calls, which costs speed alone.
+ * May there be calls on the peer's socket besides those in its wait queue?  A call holds
+ * a reference to the file, unless its task shares its descriptors with no other
+ * (fdget()): then it is the only call of that task, and the descriptor's reference stands
+ * for it.  So there are at most as many calls as references.  A single descriptor has
+ * one; further ones (dup(2), fork(2)) look like calls, which costs speed alone.
  *
  * Two cases are beyond it: a program that closes its last descriptor while another
  * thread, or the other process that has it, is on its way in recv; and io_uring's workers
@@ -420,12 +422,11 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 }
 
 /*
- * True for the first message after a fallback while a reader may be inside
- * tcp_recvmsg().  Once it is seen not to be, no reader can get there before
- * the next TCP byte does.
+ * After a fallback: true for as long as a reader may be inside tcp_recvmsg().  Once none
+ * is seen there, no reader can get there before the next TCP byte does.
  *
  * The reader of an adopted connection may have been on the way into tcp_recvmsg(),
- * unseen, when it was adopted; the first message then goes to get it out of there.
+ * unseen, when it was adopted; the first message goes by TCP to get it out of there.
  * One that never waits in recv() comes out by itself.
  */
 static __always_inline bool reader_blocked(struct tcp_sock *own, struct tcp_sock *peer,
@@ -495,7 +496,7 @@ edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, 
 	return direction->waiting >= MAX_UNREAD;
 }
 
-/* A TCP byte would get behind fused ones, and its reader is told once of both. */
+/* A TCP byte would get behind fused ones, and its reader would be told once of both. */
 static __always_inline bool seam_ahead(struct tcp_sock *peer)
 {
 	return !no_fused_bytes(psock_of(peer)) &&
@@ -529,7 +530,7 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 		return FUSED;
 	limit = backlog_limit(own, peer);
 	if ((u64)backlog + size > limit) {
-		/* It waits for more room than for this one, or it would wait for each. */
+		/* Room for this message alone would make the next one wait, too. */
 		room = limit / 4 < ROOM_BYTES ? limit / 4 : ROOM_BYTES;
 		if (room < size)
 			room = size;
@@ -583,7 +584,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 
 /*
  * Several threads sleep in recv on one socket.  All are woken for a message, and those
- * that get nothing answer EAGAIN where TCP would let them sleep on, so both ends leave.
+ * that get nothing answer EAGAIN, where TCP would let them sleep on.  So both ends leave
+ * the map.
  */
 #define SEVERAL 2
 
@@ -642,8 +644,8 @@ static __noinline u32 falls_back(struct sk_msg_md *msg, struct settings *set,
  * now, so whoever is under way is counted.  Two references are the map's and that of the
  * call that this runs for.  Each sleeper in tcp_bpf_recvmsg() has one as well, and enters
  * and leaves the wait queue under the same lock.  (Pollers come and go without it, and
- * may lead the walk astray, so two walks must agree.)  Whatever else is inside, waiting
- * for the lock perhaps, answers no, which is safe.
+ * may lead the walk astray, so two walks must agree.)  For any other call inside, one
+ * that waits for the lock perhaps, the answer is no, which is safe.
  *
  * direction->quiet keeps a yes until the next message is fused: no verdict falls
  * without this program, so nobody gets under way in between.
@@ -733,8 +735,8 @@ static __always_inline bool streams(struct tcp_sock *own, struct tcp_sock *peer)
  * (above PAGE_ALLOC_COSTLY_ORDER) returns at once to the allocator, and the writer gets
  * its own warm 32 KB back.  A reader that keeps up reads what the writer's cache still
  * holds; there the second copy costs more than it spares (1.7 and 2.8 times TCP's speed
- * with and without it, 64 KB, two processors).  So it does in a dialogue, whose answers
- * use up what its processor hoards.  A failure leaves the message as it was.
+ * with and without it, 64 KB, two processors).  The same holds for a dialogue, whose
+ * answers use up what the processor hoards.  A failure leaves the message as it was.
  */
 static __always_inline void gather(struct sk_msg_md *msg)
 {
@@ -785,7 +787,7 @@ static __always_inline bool may_go(struct settings *set, struct tcp_sock *own,
 	       bpf_map_lookup_elem(&fuse_sealed, &key);
 }
 
-/* Of the sender alone, whoever the peer is. */
+/* What speaks against fusing whoever the peer is. */
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own)
 {
@@ -835,8 +837,7 @@ static __always_inline void count_by_tcp(struct direction *direction, u32 size,
 
 /*
  * A reader that keeps pace has every message of a stream fused.  So each SAMPLE of
- * small ones is judged: a dialogue has answers in between, and one-way messages with
- * pauses are TCP's no more than a dialogue.
+ * small ones is judged: it counts as streamed if no answer came in between and no pause.
  */
 static __always_inline void count_fused(struct direction *direction, struct tcp_sock *own,
 					struct tcp_sock *peer)

@@ -19,7 +19,7 @@
 #define AF_INET6 10
 #define PAGE_SIZE 4096
 #define EPOLLET (1U << 31)
-#define O_NONBLOCK 04000 /* but on alpha, mips, parisc and sparc */
+#define O_NONBLOCK 04000 /* of all but alpha, mips, parisc and sparc */
 #define MAX_WAITERS 16
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
@@ -57,9 +57,9 @@ struct {
 
 /* Written by the scripts; bytes, so that no script needs the byte order. */
 struct settings {
-	u8 fuse;    /* 0: every message goes by TCP, no socket enters the map */
-	u8 trace;   /* 1: a line in the trace pipe for each end of a connection */
-	u8 marks;   /* fuse_marks is to be looked at: MARKS_...; set by bpf_guard.bpf.c */
+	u8 fuse;  /* 0: every message goes by TCP, no socket enters the map */
+	u8 trace; /* 1: a line in the trace pipe for each end of a connection */
+	u8 marks; /* MARKS_...: look at fuse_marks; bpf_guard.bpf.c, load.sh --careful */
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 	u8 account; /* 1: bytes and age of each connection, struct direction */
 	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
@@ -68,7 +68,7 @@ struct settings {
 	u8 refresh; /* seconds after which a message goes by TCP again; 0: never */
 	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
 	u8 sealed;	/* 1: fuse_sealed is to be looked at; set by bpf_contrack.bpf.c */
-	u8 splicers; /* who may splice stays out, bpf_splicers.h; 2: there is no guard */
+	u8 splicers;	/* not 0: who may splice stays out, bpf_splicers.h; 2: no guard */
 };
 
 struct {
@@ -85,9 +85,9 @@ struct {
  */
 #define MARK_READER 1 /* reads as only TCP can: what it receives goes by TCP */
 #define MARK_WRITER 2 /* writes as only TCP can */
-#define MARK_PLAIN 4  /* has read, and not so; --careful only */
+#define MARK_PLAIN 4  /* has read as either path serves; --careful only */
 
-/* Of struct settings */
+/* Of struct settings; 0: there are none */
 #define MARKS_KEPT 1
 #define MARKS_LOST 2 /* there was no room: a socket without marks may have had them */
 
@@ -96,11 +96,10 @@ struct marks {
 };
 
 /*
- * Of a socket in a map, and gone when it leaves that or closes.  load.sh makes it as
- * large as the sockets can be many, those of an earlier load among them: nobody can fill
- * it who cannot fill sock_ops_map.
+ * Marks go when their socket leaves the map or closes.  load.sh makes room for twice as
+ * many sockets as sock_ops_map has, since those of an earlier load have marks here, too.
+ * So nobody can fill it who cannot fill sock_ops_map.
  */
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -110,9 +109,9 @@ struct {
 } fuse_marks SEC(".maps");
 
 /*
- * Services that were seen so: plain TCP from the start.  What its client does concerns
- * the connections of the same user to it, and nobody else's; what the service itself
- * does, ANYBODY's.
+ * Services whose next connections are plain TCP from the start, for what was seen of an
+ * earlier one (enum reason).  What a client did concerns that user's connections to the
+ * service alone; what the service itself did concerns ANYBODY's.
  */
 #define ANYBODY (~0U) /* the kernel's own "no user" */
 
@@ -138,16 +137,16 @@ enum reason {
 	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
 	REASON_ULP,	       /* TCP_ULP: kTLS */
 	REASON_MAY_SPLICE,     /* bpf_splicers.h */
-	REASON_SPLICED_BEFORE, /* the same of a service from before the load whose socket
-				  could not be marked: this stays whoever listens there,
-				  too */
+	REASON_SPLICED_BEFORE, /* the same, of a service from before the load whose
+				  socket could not be marked; it stays, whoever listens
+				  there later */
 };
 
 /*
  * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
  * TCP alone from now on, and none of its fused messages is under way (seal() in
- * bpf_contrack.bpf.c).  Such an end may leave the map.  One that was evicted stays in
- * the map, which costs speed alone.
+ * bpf_contrack.bpf.c).  Such an end may leave the map.  One whose entry is evicted
+ * stays in the map, which costs speed alone.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -164,11 +163,11 @@ struct counters {
 	u64 tcp_socket_state;  /* closing, repair mode, upper-layer protocol, is_shared()
 				*/
 	u64 tcp_socket_option; /* a reader or writer asked for what only TCP has */
-	u64 tcp_guarded;  /* the guard saw an end ask so; --careful: or saw no read yet */
+	u64 tcp_guarded;  /* the guard saw such a call; --careful: or saw no read yet */
 	u64 tcp_sendfile; /* SENDFILE_BYTES of a file, which TCP sends without a copy */
-	u64 tcp_peer_unknown; /* the other end is not in the map */
-	u64 tcp_refresh;      /* long nothing by TCP: for who keeps state in the middle */
-	u64 tcp_in_flight;    /* TCP bytes the peer has not read yet */
+	u64 tcp_peer_unknown;	/* the other end is not in the map */
+	u64 tcp_refresh;	/* no segment for long: NAT would forget the connection */
+	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */
 	u64 tcp_backlog_number; /* enough messages wait for the peer's reader */
 	u64 tcp_edge_triggered; /* the peer's reader is, and there is more than it may get
@@ -183,7 +182,7 @@ struct counters {
 	u64 ends_may_splice; /* they or their peers may, bpf_splicers.h */
 	u64 ends_map_full;
 	u64 ends_refused; /* in another map already, or the kernel did not take it */
-	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */
+	u64 ends_unfused; /* left the map while they lived, leave() */
 };
 
 struct {
@@ -195,18 +194,18 @@ struct {
 } fuse_counters SEC(".maps");
 
 /*
- * What a direction keeps, by its sender's socket.  Without load.sh --account only
- * one that has sent bytes by TCP, or that its reader did not keep up with, has one
- * of these; a connection that never falls back pays for none.
+ * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
+ * of these only once it has sent bytes by TCP, its reader did not keep up, or one of its
+ * messages was drawn for SAMPLE: short connections that never fall back pay for none.
  */
 #define SEEN (1ULL << 32)
 
 struct direction {
-	/* Spares a redirect that would be taken back; only ever steers. */
+	/* Spares a redirect that would be taken back; steers only. */
 	struct tcp_sock *peer;
 	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
 	u64 returned;
-	u32 waiting;  /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
+	u32 waiting;  /* no more messages than these wait, edge_reader_full() */
 	u16 stream;   /* so many small messages go by TCP once nothing waits */
 	u32 small;    /* messages below BULK_BYTES that were fused */
 	u32 streamed; /* count_streamed() */
@@ -413,7 +412,7 @@ static __always_inline u64 after(u64 seen, u64 address)
 	return address;
 }
 
-/* For such a reader; one that was fused to before --careful may have bytes waiting. */
+/* Nor does anything wait that an earlier load has fused to it, without --careful. */
 static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock *tp)
 {
 	struct sk_psock *psock;
@@ -490,10 +489,11 @@ static __always_inline u64 address_of(const void *pointer)
 /*
  * SLEEPS_FUSED: in tcp_bpf_recvmsg(), which sees fused bytes; SLEEPS_CONNECTING: in
  * connect(2); else SLEEPS_IN_TCP.  The sleeper's stack tells: close above its entry in
- * the wait queue (and for arm64 just below) it has where its functions return to.
- * Old stack contents may say so too.  connect(2) has its word so near that the first
- * one counts.  tcp_bpf_recvmsg() has it further up, so nothing may say that it is in
- * TCP; a reader in tcp_recvmsg() has two such words.
+ * the wait queue (and for arm64 just below) are the addresses that its functions return
+ * to.  What earlier calls have left on the stack may look like one.  The address in
+ * connect(2) is so near that the first one found counts.  That in tcp_bpf_recvmsg() is
+ * further up, so it counts only if no address in TCP is found; a reader in
+ * tcp_recvmsg() has two of those.
  */
 __weak u32 sleeps_in(u64 waiter)
 {
@@ -545,8 +545,8 @@ static __always_inline bool told_once(struct wait_queue_entry *waiter, const voi
 }
 
 /*
- * The same number, of which the verifier knows nothing.  Until 6.2 it takes every number
- * for one that matters in a program with functions, and walks on from each of its values.
+ * The same number, but unknown to the verifier.  Until 6.2 it tells apart all values of
+ * every number that it knows, in a program with functions, and walks on from each.
  */
 static __always_inline u64 unknown(u64 number, u64 argument)
 {
@@ -582,9 +582,9 @@ static __always_inline bool holds_file(struct wait_queue_entry *waiter, const vo
 
 /*
  * Who waits in the peer's wait queue; epoll does while it watches the socket.
- * harmless: 0, or the SLEEPS_... that is none inside TCP, which takes a closer look.
- * A global function: the verifier walks through its loop once, and not for every way
- * that leads to a call.
+ * harmless: 0, or the SLEEPS_... of those to count as HARMLESS, and not as in TCP; only
+ * then their stacks are looked at.  A global function: the verifier walks through its
+ * loop once, and not for every way that leads to a call.
  */
 __weak u32 waiters_of(u64 address, u32 harmless)
 {
@@ -675,9 +675,9 @@ static __always_inline bool both_ends_loopback(struct tcp_sock *tp)
 }
 
 /*
- * The key under which a sockhash holds a socket that is in one; false if none does.  It
- * is sock_ops_map, that of an earlier load, whose sockets go on, or another program's:
- * only in_map() tells.
+ * The key under which a sockhash holds the socket; false if none does.  The sockhash may
+ * be sock_ops_map, that of an earlier load, whose sockets stay in it, or another
+ * program's: only in_map() tells.
  */
 static __always_inline bool stored_key(struct tcp_sock *tp, struct pair_key *key)
 {
@@ -722,8 +722,8 @@ static __always_inline struct pair_key peer_key_of(struct tcp_sock *tp, bool con
 }
 
 /*
- * The same; where it matters which end it is, of a socket that is in the map.  False: it
- * is not.
+ * The same, of an end that does not know which it is.  Where that matters, the element of
+ * the map tells; false: the socket is in none.
  */
 static __always_inline bool peer_key(struct tcp_sock *tp, struct pair_key *key)
 {
@@ -766,8 +766,8 @@ static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
 }
 
 /*
- * Of what this end does.  connected: this end did; the one that accepted has the port of
- * its service, and cannot know who connected.
+ * The service that is concerned by what this end does.  connected: this end did, so its
+ * user counts; the one that accepted cannot know who connected.
  */
 static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
 {

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Programs that may splice from their sockets: those of the list splicers, of which each
- * does other things where the guard makes splice answer EINVAL, and Go programs where
- * there is no guard.
- * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells
- * of the end of the stream while fused bytes wait.  No state of a socket shows who will
- * do so, but these callbacks run in the task that connects or listens.  Its connections
- * stay plain TCP from their first byte, and so do those to its services.
+ * Programs that may splice from their sockets: those of the list splicers, which do not
+ * read where the guard makes splice answer EINVAL; and Go programs, which do, where there
+ * is no guard.  splice(2) looks at TCP's queue alone: from a fused socket it waits for
+ * ever, or tells of the end of the stream while fused bytes wait.  No state of a socket
+ * shows who will do so, but the callbacks run in the task that connects or listens.  Its
+ * connections stay plain TCP from their first byte, and so do those to its services.
  * bpf_splicers.bpf.c does the same with what is there before the load.
  *
  * A program that only accepts, on a socket that another one made, is not seen here: the
@@ -39,7 +38,7 @@ struct {
 	__type(value, u8);
 } fuse_programs SEC(".maps");
 
-/* Their sockets; who is accepted inherits it from the socket that listens. */
+/* Their sockets; one that is accepted inherits this from the one that listens. */
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -62,6 +62,19 @@ stalled_reader() {
   (($(counter tcp_backlog_bytes) > 0))
 }
 
+# Bytes, and no times: a busy machine changes neither.
+@test "a writer gets no further ahead of a reader that never reads than TCP would let it, nor much less" {
+  local size plain
+  for size in 64 1000 8192 65536 1000000; do
+    stall 1 "$size"
+    plain=$(value accepted)
+    load
+    stall 1 "$size"
+    unload --quiet
+    (($(value accepted) > plain / 2 && $(value accepted) < plain * 2))
+  done
+}
+
 @test "tcp_mem at 2,000 pages more than others use: no send fails" {
   local pages
   load

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # modes.sh: runs the catalogue as sockfuse is without the guard, with it and with
 # --careful, and prints what differs from plain TCP, a line for each:
-# "differs", kernel, mode, behaviours.  For tests/vm/run.sh (make semantics).
+# "differs", kernel, mode, behaviours.  For tests/vm/run.sh (make semantics-kernels).
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 

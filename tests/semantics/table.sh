@@ -41,10 +41,10 @@ differs from plain TCP and is not listed here. Each row is a function of
 tells what the calls returned, in their order. \`//\` separates the variants of a behaviour; each of
 them had a connection of its own.
 
-A direction goes by TCP, and so behaves as TCP does, while its reader has set \`SO_RCVLOWAT\` above 1,
-\`SO_PEEK_OFF\`, \`TCP_INQ\`, \`SO_TIMESTAMP\`, \`SO_TIMESTAMPING\` or \`SO_OOBINLINE\`, or its writer
-\`SO_ZEROCOPY\` or \`SO_TIMESTAMPING\`. Bytes that were fused before such an option was set are read as
-before.
+A direction goes by TCP, and so behaves as TCP does, while one of these options is set. For the
+reader they are \`SO_RCVLOWAT\` above 1, \`SO_PEEK_OFF\`, \`TCP_INQ\`, \`SO_TIMESTAMP\`, \`SO_TIMESTAMPING\`
+and \`SO_OOBINLINE\`; for the writer \`SO_ZEROCOPY\` and \`SO_TIMESTAMPING\`. Bytes that were fused before
+such an option was set are read as before.
 
 Of $(wc -l <both.tsv) behaviours, $(wc -l <differ.tsv) differ.
 
@@ -62,6 +62,7 @@ cgroup that it is not in.
 [The guard](design.md#the-guard) needs BTF trampolines; \`load.sh\` says so where the kernel has none.
 The columns:
 
+- *default*: the load whose transcripts are above.
 - *unguarded*: without the guard.
 - *guard*: the first connection of a service that shows the behaviour.
 - *again*: later connections of that service. They start on TCP.
@@ -95,25 +96,24 @@ without the list. But these system calls are not all: io_uring's splice is none 
 kernel's source the calls of 32-bit programs have other names. Both would wait for ever.
 
 So the guard answers in \`security_file_permission\`. Every splice passes it, and so does every \`read\`
-and \`write\` of the host. The costs, by instructions (Linux 6.12, \`bench/guard.sh\`; rates without the
-guard are 1; from two runs, the middle column from one):
+and \`write\` of the host. The table shows rates as shares of those without the guard, by instructions
+(Linux 6.12, \`bench/guard.sh\`; the last column is from two runs, the other from one):
 
-| | all but that hook | the guard |
+| | the guard without that hook | the guard |
 |---|---:|---:|
 | request and answer of 64 bytes, fused | 0.92 | 0.91–0.92 |
 | pipe, 1 byte | 0.99 | 0.84–0.87 |
 | pipe, 4 KB | 1.01 | 0.98–1.01 |
 | pipe, 64 KB | 1.01 | 0.98–1.00 |
 
-Most of it is the kernel's way into a program. A program that only tests the file's mode costs as
-much there, as \`fmod_ret\` or as \`lsm\`.
+Most of the cost is the kernel's way into any BPF program there. A program that only tests the
+file's mode costs as much, as \`fmod_ret\` or as \`lsm\`.
 
-There is another way: to leave out programs that may splice, as without the guard, and to learn the
-rest at \`tcp_splice_read\`, for which only splices pay. But no program may answer there. So for each
-service that nobody suspected, one connection would wait for ever, end early, or be read out of
-order. And Go programs, which the guard lets be fused, would stay plain TCP. Some instructions of
-small reads and writes are the smaller harm. Where they are not, use \`--no-guard\`, and
-\`--exclude-port\` for services that splice.
+There is another way: to leave out Go programs, too, and to learn of all other splices at
+\`tcp_splice_read\`, for which only splices pay. But no program may answer there. So for each service
+that nobody suspected, one connection would wait for ever, end early, or be read out of order. And
+Go programs would not be fused. A cost for small reads and writes is the smaller harm. Where it is
+not, use \`--no-guard\`, and \`--exclude-port\` for services that splice.
 
 ## Edge-triggered readers
 
@@ -131,11 +131,12 @@ Three things can leave the reader without an edge until the next bytes come:
 
 ## Flow control
 
-A writer of bulk that is ahead of its reader waits a few microseconds for the reader, if the reader
-is at work. If it is not, messages go by TCP until the writer sleeps there. They are fused again
-once the reader has caught up. For that time only one message may be unsent: \`TCP_NOTSENT_LOWAT\` of
-the writer reads as 1. The first segment that the writer sends afterwards puts the option back. A
-\`load.sh\` or \`unload.sh\` at that moment leaves it at 1 for the life of the connection.
+A send of 48 KB and more that is ahead of its reader waits for it without sleeping, for some 0.25 ms
+at most ([design.md](design.md#flow-control) has the rules). If the reader does not catch up,
+messages go by TCP until the writer sleeps there. They are fused again once the reader has caught
+up. Meanwhile TCP holds one unsent message only: \`TCP_NOTSENT_LOWAT\` of the writer reads as 1. The
+first segment that the writer sends afterwards puts the option back. If \`load.sh\` or \`unload.sh\`
+runs meanwhile, the option stays at 1 for the life of the connection.
 
 ## A send that meets a close
 

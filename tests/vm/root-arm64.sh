@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # root-arm64.sh: makes root-arm64/, a Debian trixie for arm64 that is unpacked and not
-# installed, for this machine cannot run its programs; and arm64/, our helper programs
+# installed, since this machine cannot run its programs; and arm64/, our helper programs
 # for it.  Exit code 75 if there is none to reach.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # run.sh KERNEL COMMAND...: runs it in this project, as root, on a KERNEL of kernel.sh
-# in a virtual machine, emulated unless ACCEL=kvm is given.
-# Ends with the command's exit code, or 70 if the machine did not come to its end in
-# SECONDS_MAX.  ROOT is its system: tests/vm/root, tests/vm/root-arm64 for
-# an arm64 kernel, or the directory that is given.  CGROUP=hybrid: cgroup2 beside version 1.  QEMU_OPTIONS
-# are given to QEMU: with "-icount shift=0,sleep=off" the machine's clock counts
-# instructions, and two runs measure the same.  SWITCH_ROOT=1: the system is on a file
-# system that pivot_root(2) can leave.
+# in a virtual machine, emulated unless ACCEL=kvm is given.  Ends with the command's exit
+# code, or 70 if the machine did not come to its end in SECONDS_MAX.
+#
+# Environment: ROOT, its system (tests/vm/root, or tests/vm/root-arm64 for an arm64 kernel);
+# CGROUP=hybrid: cgroup2 beside version 1; QEMU_OPTIONS for QEMU: with
+# "-icount shift=0,sleep=off" the machine's clock counts instructions, and two runs measure
+# the same; SWITCH_ROOT=1: the system is on a file system that pivot_root(2) can leave.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 project=$(cd "$here/../.." && pwd)
