@@ -20,7 +20,6 @@
 #define TCP_KEEPINTVL 5
 #define TCP_KEEPCNT 6
 #define TCP_NOTSENT_LOWAT 25
-#define ONE_MESSAGE 1 /* byte unsent, and who wants to send sleeps */
 #define RCV_SHUTDOWN 1
 #define TCP_SYN_RECV 3
 #define PROBING_NS 1000000000
@@ -338,15 +337,21 @@ static __always_inline bool is_out(struct tcp_sock *tp)
 /*
  * A writer that has filled its reader's queue goes by TCP.  There it would fill TCP's
  * buffers, too, and keep them full.  But nothing is fused before the reader has emptied
- * them.  So the writer may have one unsent message only: it sleeps at the next one, and
- * is woken when the reader has taken what was before.
+ * them.  So the writer may leave no more unsent than TCP would have taken in place of
+ * what waits fused.  Less would be harm: two programs that each write first, and then
+ * read, would wait for each other.  Mostly it is one message: the writer sleeps at the
+ * next one, and is woken when the reader has taken what was before.
  */
 static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 					struct direction *direction)
 {
-	direction->stalled = 1;
-	direction->notsent_lowat = tp->notsent_lowat;
-	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, ONE_MESSAGE);
+	u32 own = tp->notsent_lowat, room = tcp_would_take(tp, direction->peer),
+	    backlog = backlog_of(direction->peer);
+
+	room = backlog < room ? room - backlog : 1;
+	direction->notsent_lowat = own;
+	direction->stalled = own && own < room ? own : room;
+	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->stalled);
 }
 
 /*
@@ -363,9 +368,9 @@ static __always_inline bool somebody_sleeps(struct tcp_sock *tp)
 static __always_inline void end_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 				      struct direction *direction)
 {
-	direction->stalled = 0;
-	if (tp->notsent_lowat == ONE_MESSAGE)
+	if (tp->notsent_lowat == direction->stalled)
 		set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->notsent_lowat);
+	direction->stalled = 0;
 }
 
 /*
@@ -381,7 +386,7 @@ static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_
 		      (outcome == OUTCOME(tcp_backlog_bytes) ||
 		       (outcome == OUTCOME(tcp_in_flight) && direction->stalled));
 
-	if (stalls == direction->stalled || somebody_sleeps(tp))
+	if (stalls == !!direction->stalled || somebody_sleeps(tp))
 		return;
 	if (stalls)
 		start_stall(skops, tp, direction);

@@ -25,8 +25,6 @@
 
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE_WAIT 8
-#define SOCK_SNDBUF_LOCK 1
-#define SOCK_RCVBUF_LOCK 2
 #define TCP_NAGLE_OFF 1
 #define WHOLE_BYTES 131072
 
@@ -180,35 +178,21 @@ static __always_inline bool tcp_bytes_unread(struct tcp_sock *own, struct tcp_so
 	return READ(peer, copied_seq) != own->write_seq;
 }
 
-/* Bytes.  With every TCP byte read, all of sk_rmem_alloc is fused backlog. */
-static __always_inline u32 backlog_of(struct tcp_sock *peer)
-{
-	return READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
-}
-
 /*
- * Bytes that may wait, as TCP would let a writer run ahead: what its send buffer could
- * grow to, and the reader's receive buffer as it is.  (4.2 MB by default.  Plain TCP
- * takes 4.3 MB before the first read, and 17 MB of writes of 64 KB once a reader has kept
- * up for a second.)  A stall lets the receive buffer grow as TCP's would
- * (tcp_clamp_window()), so a lasting stream comes to half of what that could grow to.
- * It is never more than that: TCP counts the backlog against the same buffer, so its
- * window is closed when we fall back.  If the buffer were overfull, TCP would drop the
- * segment and wait for a retransmission.
+ * Bytes that may wait: what TCP would take, and at most half of what the reader's buffer
+ * could grow to.  TCP counts the backlog against that buffer, so its window is closed
+ * when we fall back.  If the buffer were overfull, TCP would drop the segment and wait
+ * for a retransmission.
  */
 static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *peer)
 {
 	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
-	u32 receive = READ(sk_of(peer), sk_rcvbuf), send, most;
+	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
 
-	most = READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK
-		       ? receive
-		       : READ(net, ipv4.sysctl_tcp_rmem[2]);
-	net = READ(sk_of(own), __sk_common.skc_net.net);
-	send = sk_of(own)->sk_userlocks & SOCK_SNDBUF_LOCK
-		       ? sk_of(own)->sk_sndbuf
-		       : READ(net, ipv4.sysctl_tcp_wmem[2]);
-	return send + receive < most / 2 ? send + receive : most / 2;
+	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
+		limit = READ(sk_of(peer), sk_rcvbuf);
+	limit /= 2;
+	return limit < tcp_would_take(own, peer) ? limit : tcp_would_take(own, peer);
 }
 
 /*

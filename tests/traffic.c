@@ -350,14 +350,15 @@ static int run_burst(char **args)
 }
 
 /*
- * stall CONNECTIONS SIZE [LIMIT_MIB]: non-blocking writers write SIZE bytes at
+ * stall CONNECTIONS SIZE [LIMIT_MIB [RCVBUF]]: non-blocking writers write SIZE bytes at
  * a time to readers that do not read, until no writer has got a byte in for
- * 0.5 s (or, to bound a failing test, LIMIT_MIB are in).  Then every reader
- * reads all of it while the writers write on for as much again, once.
+ * 0.5 s (or, to bound a failing test, LIMIT_MIB are in).  RCVBUF: the readers' SO_RCVBUF.
+ * Then every reader reads all of it while the writers write on for as much again, once.
  */
 static int run_stall(char **args)
 {
 	int n = atoi(args[0]), epoll = epoll_create1(0);
+	int receive = args[2] && args[3] ? atoi(args[3]) : 0;
 	size_t size = atol(args[1]);
 	uint64_t limit = args[2] ? strtoull(args[2], NULL, 10) << 20 : ~0ULL;
 	uint64_t *sent = calloc(n, 8), *got = calloc(n, 8), *target = calloc(n, 8),
@@ -372,6 +373,9 @@ static int run_stall(char **args)
 		make_pair(pairs[i]);
 		set_nonblocking(pairs[i][0]);
 		set_nonblocking(pairs[i][1]);
+		if (receive)
+			setsockopt(pairs[i][1], SOL_SOCKET, SO_RCVBUF, &receive,
+				   sizeof(receive));
 	}
 	usleep(100000);
 	kib = available_kib();
