@@ -100,6 +100,18 @@ read_sockets() {
   done
 }
 
+# What the readers of those sockets have not taken; null where none can be listed.
+unread() {
+  [[ -e $CONNECTIONS/$1 ]] || {
+    echo null
+    return
+  }
+  # mawk would print a number above 2^31 with six digits
+  awk -F '\t' '
+    $8 > 0 { sockets++; bytes += $8; if ($8 > largest) largest = $8 }
+    END { printf "{\"sockets\": %d, \"bytes\": %.0f, \"largest_bytes\": %.0f}\n", sockets, bytes, largest }' "$TMP/sockets" "$TMP/earlier"
+}
+
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  What is no
 # longer pinned is found by what uses it.
 read_state() {
@@ -121,6 +133,7 @@ read_state() {
     --arg adopt "$([[ ! -e $ADOPT ]] || echo "$ADOPT")" \
     --arg entries "$(grep -cv ^verdict "$TMP/sockets")" \
     --arg verdict "$(sed -n 's/^verdict\t//p' "$TMP/sockets")" \
+    --argjson backlog "$(unread "$map")" \
     --slurpfile sockops "$TMP/sockops" \
     --slurpfile redir "$TMP/redir" \
     --slurpfile map <(shown map show id "$map") \
@@ -207,7 +220,7 @@ snapshot() {
     read -r outcomes
     read -r CODE
     cat >"$1"
-  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
+  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg version "$VERSION" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
   if [[ $FORMAT == prometheus ]]; then
     : >"$1.rows"
   else

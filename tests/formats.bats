@@ -14,7 +14,7 @@ in_root() {
   local root=$here/tests/apps/root
   [[ -e $root/.complete ]] || skip "no Debian root, see tests/debian.sh"
   mount -t tmpfs tmpfs "$root/tmp"
-  cp "$BATS_TEST_TMPDIR"/* "$here/docs/status.schema.json" "$root/tmp"
+  cp -r "$BATS_TEST_TMPDIR"/* "$here/docs/status.schema.json" "$root/tmp"
   run chroot "$root" "$@"
   umount "$root/tmp"
 }
@@ -39,16 +39,40 @@ in_root() {
   [[ $output == *"'local' is a required property"* ]]
 }
 
-@test "--prometheus: promtool finds no fault, and the numbers are those of --json" {
-  load --exclude-port 80
+@test "--prometheus: promtool finds no fault, on, damaged and off, and the numbers are those of --json" {
+  local dir=$BATS_TEST_TMPDIR
+  load --exclude-port 80 --max-connections 1000
   open_steps
   step send 1000
-  status --prometheus >"$BATS_TEST_TMPDIR/metrics"
-  in_root bash -c 'promtool check metrics </tmp/metrics'
+  remember fe ff 0 0 value hex 2
+  status --prometheus >"$dir/on"
+  rm "$BPFFS/bpf_redir"
+  status --prometheus >"$dir/damaged" || true
+  unload --quiet
+  status --prometheus >"$dir/off" || true
+  in_root bash -c 'for file in on damaged off; do promtool check metrics </tmp/$file || exit; done'
   echo "$output"
   [ "$status" -eq 0 ]
   [ "$output" = "" ]
-  grep -qx 'sockfuse_fused_bytes_total 1000' "$BATS_TEST_TMPDIR/metrics"
-  grep -qx 'sockfuse_fallback_messages_total{reason="in_flight"} 0' "$BATS_TEST_TMPDIR/metrics"
-  grep -qx 'sockfuse_left_out_sockets_total{reason="excluded"} 0' "$BATS_TEST_TMPDIR/metrics"
+  while read -r line; do
+    echo "$line"
+    grep -qxF "$line" "$dir/on"
+  done <<END
+sockfuse_info{version="$(sed -n 's/^readonly VERSION=\([^ ]*\).*/\1/p' "$here/common.sh")"} 1
+sockfuse_loaded 1
+sockfuse_damages 0
+sockfuse_guard{state="nothing"} 0
+sockfuse_remembered_services{reason="recv_flags"} 1
+sockfuse_remembered_services{reason="splice"} 0
+sockfuse_map_entries 2
+sockfuse_map_max_entries 2000
+sockfuse_backlog_sockets 1
+sockfuse_backlog_bytes 1000
+sockfuse_backlog_largest_bytes 1000
+sockfuse_fused_bytes_total 1000
+sockfuse_fallback_messages_total{reason="in_flight"} 0
+sockfuse_left_out_sockets_total{reason="excluded"} 0
+END
+  grep -qx 'sockfuse_damages 1' "$dir/damaged"
+  grep -qx 'sockfuse_loaded 0' "$dir/off"
 }
