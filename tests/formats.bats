@@ -76,3 +76,54 @@ END
   grep -qx 'sockfuse_damages 1' "$dir/damaged"
   grep -qx 'sockfuse_loaded 0' "$dir/off"
 }
+
+# lines_of FILE: how many a reader gets of it
+lines_of() {
+  local lines
+  mapfile -t lines <"$1"
+  echo "${#lines[@]}"
+}
+
+@test "--prometheus FILE: who reads it sees whole files only, whatever happens to who writes" {
+  local dir=$BATS_TEST_TMPDIR/textfiles file reader delay
+  mkdir "$dir"
+  mount -t tmpfs -o size=64k tmpfs "$dir"
+  file=$dir/sockfuse.prom
+  load
+  (umask 077 && status --prometheus "$file")
+  [ "$(stat -c %a "$file")" = 644 ]
+  while true; do lines_of "$file"; done >"$BATS_TEST_TMPDIR/seen" 3>&- &
+  reader=$!
+  for delay in 0.{1..9} 1; do
+    timeout "$delay" "$here/status.sh" --prometheus "$file" 3>&- || true
+  done
+  kill "$reader"
+  wait "$reader" || true
+  sort "$BATS_TEST_TMPDIR/seen" | uniq -c
+  [ "$(sort -u "$BATS_TEST_TMPDIR/seen")" = "$(status --prometheus | wc -l)" ]
+  [ "$(ls -A "$dir")" = sockfuse.prom ]
+
+  cp "$file" "$BATS_TEST_TMPDIR/before"
+  head -c 1M /dev/zero >"$dir/full" 2>/dev/null || true
+  run status --prometheus "$file"
+  echo "$output"
+  [ "$status" -eq 1 ]
+  [ "$output" = "status.sh: cannot write into $dir; see: df -h $dir" ]
+  cmp "$file" "$BATS_TEST_TMPDIR/before"
+  rm "$dir/full"
+  [ "$(ls -A "$dir")" = sockfuse.prom ]
+
+  set_fuse 0
+  run status --prometheus "$file"
+  [ "$status" -eq 4 ]
+  grep -qx 'sockfuse_damages 1' "$file"
+  unload --quiet
+  (cd "$dir" && run status --prometheus sockfuse.prom && [ "$status" -eq 3 ])
+  grep -qx 'sockfuse_loaded 0' "$file"
+  run status --prometheus "$dir/none/sockfuse.prom"
+  [ "$status" -eq 1 ]
+  [ "$output" = "status.sh: cannot write into $dir/none; see: ls -ld $dir/none" ]
+  run status --prometheus "$dir"
+  [ "$status" -eq 2 ]
+  umount "$dir"
+}
