@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What status.sh writes for other programs, as those read it.
+# What status.sh writes for other programs, as those read it, and what deploy/ has for them.
 
 load helpers
 
@@ -126,4 +126,81 @@ lines_of() {
   run status --prometheus "$dir"
   [ "$status" -eq 2 ]
   umount "$dir"
+}
+
+@test "the alert rules: promtool finds no fault, and each comes when it should" {
+  mkdir -p "$BATS_TEST_TMPDIR"/{deploy,tests}
+  cp -r "$here/deploy/prometheus" "$BATS_TEST_TMPDIR/deploy"
+  cp "$here/tests/sockfuse.rules.test.yml" "$BATS_TEST_TMPDIR/tests"
+  in_root bash -c 'promtool check rules /tmp/deploy/prometheus/*.yml && promtool test rules /tmp/tests/*.yml'
+  echo "$output"
+  [ "$status" -eq 0 ]
+  diff <(sed -n 's/.*- alert: //p' "$here/deploy/prometheus/sockfuse.rules.yml" | sort) \
+    <(sed -n 's/.*alertname: \([A-Za-z]*\)$/\1/p' "$here/tests/sockfuse.rules.test.yml" | sort)
+}
+
+named() { grep -ohE '\bsockfuse_[a-z_]+' "$@" | sort -u; }
+
+@test "the rules and the dashboard name only metrics that status.sh prints, and docs/operations.md has each" {
+  load
+  status --prometheus | sed -n 's/^# TYPE \([^ ]*\) .*/\1/p' | sort >"$BATS_TEST_TMPDIR/printed"
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/printed")" -ge 10 ]
+  [ "$(named "$here/deploy/prometheus/sockfuse.rules.yml" "$here/deploy/grafana/sockfuse.json" | comm -23 - "$BATS_TEST_TMPDIR/printed")" = "" ]
+  # the dashboard shows all of them
+  diff <(named "$here/deploy/grafana/sockfuse.json") "$BATS_TEST_TMPDIR/printed"
+  diff <(sed -n '/^| metric /,/^$/p' "$here/docs/operations.md" | named) "$BATS_TEST_TMPDIR/printed"
+}
+
+@test "the dashboard is sound: ids differ, panels do not overlap, each asks the chosen data source and the chosen hosts" {
+  jq -e '
+    [.panels[].gridPos] as $places
+    | (.uid == "sockfuse")
+      and ([.panels[].id] | length == (unique | length))
+      and ([$places[] | . as $place | range(.x; .x + .w) as $x | range(.y; .y + .h) as $y | "\($x) \($y)"] | length == (unique | length))
+      and all($places[]; .x + .w <= 24)
+      and all(.panels[]; .title != "" and (.targets | length > 0) and .datasource.uid == "${datasource}")
+      and all(.panels[].targets[]; .datasource.uid == "${datasource}" and (.expr | contains("instance=~\"$instance\"")))
+      and ([.templating.list[].name] == ["datasource", "instance"])' "$here/deploy/grafana/sockfuse.json"
+}
+
+@test "in a Prometheus that scrapes status.sh each query of the dashboard has data, and each rule is evaluated" {
+  local dir=$BATS_TEST_TMPDIR
+  load
+  open_steps
+  status --prometheus >"$dir/earlier"
+  step send 1000
+  status --prometheus >"$dir/later"
+  cp "$here/deploy/prometheus/sockfuse.rules.yml" "$dir"
+  jq -r '.panels[].targets[].expr | gsub("\\$instance"; ".*") | gsub("\\$__rate_interval"; "1m")' \
+    "$here/deploy/grafana/sockfuse.json" >"$dir/queries"
+  cat >"$dir/prometheus.yml" <<'END'
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [sockfuse.rules.yml]
+scrape_configs:
+  - job_name: sockfuse
+    metrics_path: /now
+    static_configs: [{targets: ["127.0.0.1:9100"]}]
+END
+  cat >"$dir/job" <<'END'
+cd /tmp
+trap 'kill $(jobs -p); wait' EXIT
+cp earlier now
+python3 -m http.server --bind 127.0.0.1 9100 >/dev/null 2>&1 &
+prometheus --config.file=prometheus.yml --storage.tsdb.path=data --web.listen-address=127.0.0.1:9090 >log 2>&1 &
+asked() { [[ $(curl -s "http://127.0.0.1:9090/api/v1/$1" "${@:3}" | jq "$2") == true ]]; }
+has_data() { asked query '.data.result | length > 0' --data-urlencode "query=$1"; }
+until has_data sockfuse_loaded; do sleep 0.2; done
+mv later now
+while read -r query; do
+  echo "no data yet: $query"
+  until has_data "$query"; do sleep 0.2; done
+done <queries
+echo "all have data"
+until asked rules '[.data.groups[].rules[]] | length > 0 and all(.[]; .health == "ok")'; do sleep 0.2; done
+echo "all are evaluated"
+END
+  in_root timeout 60 bash /tmp/job
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "${lines[-1]}" = "all are evaluated" ]
 }
