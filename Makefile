@@ -198,7 +198,8 @@ install: objects
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
-	$(Q)install -m 644 packaging/sockfuse-adopt.path $(DESTDIR)$(UNITDIR)
+	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-metrics.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-metrics.service
+	$(Q)install -m 644 packaging/sockfuse-adopt.path packaging/sockfuse-metrics.timer $(DESTDIR)$(UNITDIR)
 	$(Q)install -m 644 packaging/man/*.8 $(DESTDIR)$(MANDIR)/man8
 	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
@@ -212,7 +213,7 @@ install: objects
 # What install put there, with the same PREFIX and DESTDIR.  A changed
 # sockfuse.conf stays.
 uninstall:
-	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-adopt.service sockfuse-adopt.path) \
+	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-adopt.service sockfuse-adopt.path sockfuse-metrics.service sockfuse-metrics.timer) \
 		$(foreach c,$(COMMANDS),$(SBINDIR)/$(call command,$(c)) $(COMPLETIONDIR)/$(call command,$(c)) $(MANDIR)/man8/$(call command,$(c)).8) \
 		$(MANDIR)/man5/sockfuse.conf.5)
 	$(Q)! cmp -s packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf || rm $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf

@@ -3,6 +3,7 @@
 # announced, how an error reads, and how our programs are told from others.
 # Sourced, never run; no script uses all of it (SC2034).
 
+readonly VERSION=0.4.0 # of the package, too
 readonly BPFFS=/sys/fs/bpf
 readonly PIN_SOCKOPS=$BPFFS/bpf_sockops
 readonly PIN_REDIR=$BPFFS/bpf_redir

@@ -22,7 +22,9 @@ def network:
     end;
 
 # enum reason of bpf_sockmap.h
-def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"][.];
+def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"];
+
+def guard_reason: guard_reasons[.];
 
 # Whose connections to the service; nothing if everybody's, also for lack of the field in an
 # older load
@@ -96,13 +98,14 @@ def number: reverse | reduce .[] as $byte (0; . * 256 + $byte);
 
 def ports_of($value): [shown[]?.formatted | select(.value == $value).key] | sort | ranges;
 
-def loaded($kernel):
+def loaded($version; $kernel):
   (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
   | .settings as $settings
   | (.counters | shown | if . then summed else null end) as $counters
   | {
       loaded: true,
       damage: damage,
+      version: $version,
       kernel: $kernel,
       time: now,
       since: (.sockops.loaded_at // .redir.loaded_at // null | if . then todate else null end),
@@ -128,6 +131,7 @@ def loaded($kernel):
         services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
       },
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
+      backlog,
       counters: (if $counters then $counters | counters else null end)
     };
 
@@ -141,13 +145,13 @@ def exit_code: if .loaded | not then 3 elif .damage == [] then 0 else 4 end;
 # From the arguments that status.sh gives: the outcomes, the exit code, the object
 def report:
   $ARGS.named
-  | .kernel as $kernel | .load as $load
+  | .version as $version | .kernel as $kernel | .load as $load
   | .state[0] as $state
   | (if $state then
       $state
-      | loaded($kernel)
+      | loaded($version; $kernel)
       | .load_command = (if .cgroups == [$state.root] then .cgroups = [] else . end | load_command($load))
-    else {loaded: false, kernel: $kernel, time: now, load_command: $load} end) as $report
+    else {loaded: false, version: $version, kernel: $kernel, time: now, load_command: $load} end) as $report
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
@@ -205,14 +209,23 @@ def metric($name; $type; $help; samples):
 def by_reason($reason): "{reason=\"\($reason)\"}";
 
 def prometheus:
+  metric("info"; "gauge"; "Version of sockfuse that is installed."; ["{version=\"\(.version)\"}", 1]),
+  metric("status_timestamp_seconds"; "gauge"; "When these metrics were taken, in seconds since 1970."; ["", .time]),
   metric("loaded"; "gauge"; "Whether sockfuse is loaded."; ["", if .loaded then 1 else 0 end]),
   (if .loaded then
     metric("damages"; "gauge"; "Pins and attachments that are missing."; ["", (.damage | length)]),
     metric("guard"; "gauge"; "What is done about programs that splice: they are guarded, left out, or nothing.";
       (["guarded", .guard.loaded], ["left_out", .guard.splicers_left_out], ["nothing", (.guard.loaded or .guard.splicers_left_out | not)])
       | ["{state=\"\(.[0])\"}", if .[1] then 1 else 0 end]),
+    (.guard.services as $services
+    | metric("remembered_services"; "gauge"; "Services whose connections stay plain TCP for what was seen of them, by reason.";
+      guard_reasons[1:] | unique[] as $reason | [by_reason($reason), ([$services[] | select(.reason == $reason)] | length)])),
     metric("map_entries"; "gauge"; "Sockets in sock_ops_map."; ["", .map.entries]),
-    metric("map_max_entries"; "gauge"; "Sockets that sock_ops_map has room for."; ["", .map.max_entries])
+    metric("map_max_entries"; "gauge"; "Sockets that sock_ops_map has room for."; ["", .map.max_entries]),
+    (.backlog // empty
+    | metric("backlog_sockets"; "gauge"; "Sockets with fused bytes that wait to be read."; ["", .sockets]),
+    metric("backlog_bytes"; "gauge"; "Fused bytes that wait to be read."; ["", .bytes]),
+    metric("backlog_largest_bytes"; "gauge"; "Fused bytes that wait to be read, of the socket with the most."; ["", .largest_bytes]))
   else empty end),
   (if .counters then
     (.counters.fallback | to_entries | map([by_reason(.key), .value, (.key | of_sockets)])) as $fallback

@@ -8,14 +8,16 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 usage() {
   cat <<EOF
-Usage: ${0##*/} [--json | --prometheus | --watch [SECONDS]] [--top N]
+Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
 what by TCP and why, and lists the live connections, a line for each socket.
 
   --json             one JSON object (docs/status.schema.json)
-  --prometheus       the counters in the text format of node_exporter's textfile
-                     collector
+  --prometheus [FILE]
+                     metrics in the text format of node_exporter's textfile
+                     collector; FILE is replaced at once, so a reader never sees
+                     a part of it
   --watch [SECONDS]  again every so many seconds (default 2), with rates; the 20
                      busiest connections unless --top says otherwise; q ends it
   --top N            only the N sockets with the most fused bytes; needs
@@ -35,6 +37,7 @@ EOF
 }
 
 FORMAT=text
+FILE=
 WATCH=
 TOP=
 parse_arguments() {
@@ -42,7 +45,14 @@ parse_arguments() {
   set -- "${ARGUMENTS[@]}"
   while (($#)); do
     case $1 in
-      --json | --prometheus) FORMAT=${1#--} ;;
+      --json) FORMAT=json ;;
+      --prometheus)
+        FORMAT=prometheus
+        [[ ! ${2-} || $2 == -* ]] || {
+          FILE=$2
+          shift
+        }
+        ;;
       --watch)
         WATCH=2
         [[ ! ${2-} || $2 == -* ]] || {
@@ -62,6 +72,7 @@ parse_arguments() {
     esac
     shift
   done
+  [[ ! $FILE || (${FILE##*/} && ! -d $FILE) ]] || die "$EX_USAGE" "--prometheus: not a file: $FILE" "see: $0 --help"
   [[ ! $WATCH || $FORMAT == text ]] || die "$EX_USAGE" "--watch goes without --$FORMAT" "see: $0 --help"
 }
 
@@ -100,6 +111,18 @@ read_sockets() {
   done
 }
 
+# What the readers of those sockets have not taken; null where none can be listed.
+unread() {
+  [[ -e $CONNECTIONS/$1 ]] || {
+    echo null
+    return
+  }
+  # mawk would print a number above 2^31 with six digits
+  awk -F '\t' '
+    $8 > 0 { sockets++; bytes += $8; if ($8 > largest) largest = $8 }
+    END { printf "{\"sockets\": %d, \"bytes\": %.0f, \"largest_bytes\": %.0f}\n", sockets, bytes, largest }' "$TMP/sockets" "$TMP/earlier"
+}
+
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
 # longer pinned is found by the program that uses it.
 read_state() {
@@ -121,6 +144,7 @@ read_state() {
     --arg adopt "$([[ ! -e $ADOPT ]] || echo "$ADOPT")" \
     --arg entries "$(grep -cv ^verdict "$TMP/sockets")" \
     --arg verdict "$(sed -n 's/^verdict\t//p' "$TMP/sockets")" \
+    --argjson backlog "$(unread "$map")" \
     --slurpfile sockops "$TMP/sockops" \
     --slurpfile redir "$TMP/redir" \
     --slurpfile map <(shown map show id "$map") \
@@ -207,7 +231,7 @@ snapshot() {
     read -r outcomes
     read -r CODE
     cat >"$1"
-  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
+  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg version "$VERSION" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
   if [[ $FORMAT == prometheus ]]; then
     : >"$1.rows"
   else
@@ -305,6 +329,17 @@ show() {
   esac
 }
 
+# As show, into $FILE: whole, or not at all.  Its name until then is none that
+# node_exporter reads.
+replace_file() {
+  local directory
+  directory=$(dirname -- "$FILE")
+  NEW=$(mktemp "$directory/.${FILE##*/}.XXXXXX" 2>/dev/null) || die "$EX_FAILED" "cannot write into $directory" "see: ls -ld $directory"
+  show "$1" >"$NEW" 2>/dev/null || die "$EX_FAILED" "cannot write into $directory" "see: df -h $directory"
+  chmod 644 "$NEW" # node_exporter has a user of its own
+  mv -T "$NEW" "$FILE"
+}
+
 # The busiest can be told only where bytes are counted.
 check_top() {
   [[ ! $TOP || $(jq .policy.accounting "$1") != false ]] ||
@@ -338,10 +373,15 @@ watch() {
 
 parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
+NEW=
 TMP=$(mktemp -d /run/sockfuse.XXXXXX)
-trap 'rm -rf "$TMP"' EXIT
+trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"
 check_top "$TMP/now"
-show "$TMP/now"
+if [[ $FILE ]]; then
+  replace_file "$TMP/now"
+else
+  show "$TMP/now"
+fi
 exit "$CODE"

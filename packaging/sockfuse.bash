@@ -9,7 +9,7 @@ _sockfuse() {
       mapfile -t COMPREPLY < <(compgen -d -- "${word:-/sys/fs/cgroup/}")
       return
       ;;
-    --config)
+    --config | --prometheus)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
       return
       ;;

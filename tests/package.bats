@@ -185,9 +185,18 @@ state() { sockfuse-status >/dev/null; echo "$1: $?"; }
 asked() { sockfuse-status --json | jq -c "$1"; }
 dpkg -i /root/sockfuse_*.deb >/dev/null && echo installed
 state "after the installation"
-systemd-analyze verify --man=no sockfuse.service && echo verified
+systemd-analyze verify --man=no sockfuse.service sockfuse-metrics.timer && echo verified
+metrics=/var/lib/prometheus/node-exporter/sockfuse.prom
+mkdir -p "${metrics%/*}"
+echo "the timer is $(systemctl is-enabled sockfuse-metrics.timer)"
+systemctl start sockfuse-metrics.service && grep -x "sockfuse_loaded 0" "$metrics"
 systemctl start sockfuse && echo started
 state "started"
+systemctl start sockfuse-metrics.service && grep -x "sockfuse_loaded 1" "$metrics"
+systemctl enable --now sockfuse-metrics.timer
+rm "$metrics"
+for i in {1..70}; do [[ -e $metrics ]] || sleep 1; done
+grep -x "sockfuse_damages 0" "$metrics"
 python3 -c '
 import socket
 listener = socket.create_server(("127.0.0.1", 4321))
@@ -231,10 +240,12 @@ state "upgraded"
 [[ $(asked .programs) != "$before" ]] && echo "reloaded by the upgrade"
 echo "accounting: $(asked .policy.accounting)"
 dpkg -r sockfuse >/dev/null && echo removed
+[[ ! -e $metrics ]] && echo "the timer is $(systemctl is-active sockfuse-metrics.timer), its file removed"
 echo "left: $(find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | wc -l) pins, $(bpftool cgroup tree | grep -cw sock_ops) attachments"
 END
   local line
-  for line in installed "after the installation: 3" verified started "started: 0" "fused: 1000" reloaded 'excluded: "4321"' "loaded anew" stopped \
+  for line in installed "after the installation: 3" verified "the timer is disabled" "sockfuse_loaded 0" started "started: 0" \
+    "sockfuse_loaded 1" "sockfuse_damages 0" "the timer is inactive, its file removed" "fused: 1000" reloaded 'excluded: "4321"' "loaded anew" stopped \
     "stopped: 3" adopted active "then inactive" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
     "left: 0 pins, 0 attachments"; do
     grep -qxF "$line" "$BATS_TEST_TMPDIR/log" || { echo "not so: $line" && return 1; }
