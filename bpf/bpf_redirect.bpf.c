@@ -189,7 +189,7 @@ static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *
 	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
 	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
 
-	if (READ(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
+	if (READ_BITFIELD(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
 		limit = READ(sk_of(peer), sk_rcvbuf);
 	limit /= 2;
 	return limit < tcp_would_take(own, peer) ? limit : tcp_would_take(own, peer);

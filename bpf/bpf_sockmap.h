@@ -352,7 +352,7 @@ static __always_inline u32 tcp_would_take(struct tcp_sock *own, struct tcp_sock 
 	struct sock *sk = sk_of(own);
 	u32 send;
 
-	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK)
+	if (READ_BITFIELD(sk, sk_userlocks) & SOCK_SNDBUF_LOCK)
 		send = sk->sk_sndbuf;
 	else
 		send = READ(sk->__sk_common.skc_net.net, ipv4.sysctl_tcp_wmem[2]);
