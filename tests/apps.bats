@@ -366,7 +366,8 @@ replicated() {
 # interrupt PROGRAM: as Ctrl-Z and fg do, once it sleeps in recv
 interrupt() {
   local pid
-  wait_for 30 waits_in_recv "$1"
+  wait_for 30 waits_in_recv "$1" ||
+    { echo "$1 does not wait in recv: $(pgrep -ax "$1"); it said: $(cat "$BATS_TEST_TMPDIR/answer")" && return 1; }
   pid=$(pgrep -x "$1")
   kill -STOP "$pid"
   wait_for 30 grep -q '^State:.T' "/proc/$pid/status"
