@@ -21,6 +21,7 @@ readonly COUNTERS=fuse_counters
 readonly MARKS=fuse_marks
 readonly GUARDED=fuse_guarded
 readonly DIRECTIONS=fuse_directions
+readonly FLOWS=fuse_flows
 readonly PROGRAMS=fuse_programs
 readonly SIDECAR_MAP=fuse_sidecar
 readonly PORTS=fuse_ports

@@ -450,6 +450,7 @@ stage() {
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
     map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS" \
     map name "$DIRECTIONS" pinned "$STAGING/maps/$DIRECTIONS" \
+    map name "$FLOWS" pinned "$STAGING/maps/$FLOWS" \
     map name "$MARKS" pinned "$STAGING/maps/$MARKS"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }

@@ -78,7 +78,7 @@ Why, as the profiles below show it, and what was tried:
   could be kept out without being asked (tried: 0.97 and 0.91), but then not every connection would be fused from its first byte. What closes soon
   is better left out: `--exclude-port`, or `--min-age` (table above).
 - **A stream of small writes** begins in the sockhash, where a write costs two to four times what it costs TCP, which merges them. It leaves after
-  16,384 messages and 0.2 s without fusing. Before that it may have a third of TCP's speed; from then on it is plain TCP, and what differs is
+  64 messages without an answer or a pause. Before that it may have a third of TCP's speed; from then on it is plain TCP, and what differs is
   what plain TCP differs by from one connection to the next.
 - **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go by TCP, and after 64 of them the
   connection leaves the map; the runs of 2 s show that beginning too. On a service that sends large files with a

@@ -9,6 +9,7 @@
  * sometimes late: bpf_redirect.bpf.c sends by TCP until it finds its peer.
  */
 #include "bpf_enter.h"
+#include "bpf_flows.h"
 #include "bpf_splicers.h"
 
 #define E2BIG 7
@@ -280,6 +281,8 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		COUNT(ends_tracked);
 		bpf_sock_ops_cb_flags_set(skops,
 					  skops->bpf_sock_ops_cb_flags | CALLBACKS);
+		if (connected)
+			begin_flow(flow_id(tp, true));
 	} else if (err == -E2BIG) {
 		COUNT(ends_map_full);
 	} else {

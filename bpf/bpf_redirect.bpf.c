@@ -21,7 +21,7 @@
  * to the sender's own key without BPF_F_INGRESS, sends the message by the
  * sender's own TCP; after that the peer's address is remembered.
  */
-#include "bpf_sockmap.h"
+#include "bpf_flows.h"
 
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE_WAIT 8
@@ -41,10 +41,9 @@
 #define CACHE_BYTES 524288 /* what waits beyond leaves the cache unread */
 
 /*
- * Writes of BULK_BYTES and more stream better fused.  For smaller ones, a
- * backlog of STREAM_BYTES says that this is a stream and not an answer.
+ * For writes below BULK_BYTES, a backlog of STREAM_BYTES says that this is a stream and
+ * not an answer.
  */
-#define BULK_BYTES 49152
 #define STREAM_BYTES 32768
 #define MAX_WAITING 32 /* messages */
 
@@ -59,27 +58,11 @@
 #define CATCH_UP_PAUSES 40 /* of some 20 ns */
 #define FUTILE_NS 1000000
 #define SENDFILE_BYTES 32768
-#define LEAVE_MESSAGES 16384
-#define LEAVE_SENDFILE 64
+#define LEAVE_FILES 64 /* messages */
 #define LEAVE_BLOCKED 1024
-#define SAMPLE 256
 #define US_PER_S 1000000ULL
-#define PAUSE_NS 16000
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/*
- * Which end of a connection was the last to send bulk, or a SAMPLE of small messages:
- * the address of its tcp_sock, by the lower of the two addresses.  One entry for both, so
- * that what an earlier connection left at these addresses is put right by the first
- * answer.  Steers only; a flow that finds no room is a dialogue.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u64);
-	__type(value, u64);
-} fuse_streams SEC(".maps");
 
 static __always_inline struct direction *direction_of(struct sk_msg_md *msg)
 {
@@ -693,23 +676,6 @@ static __always_inline void await_lock(struct tcp_sock *peer)
 			return;
 }
 
-/* The last time that either end was asked, it was this one. */
-static __always_inline bool streams(struct tcp_sock *own, struct tcp_sock *peer)
-{
-	u64 self = (u64)own, other = (u64)peer;
-	u64 key = self < other ? self : other;
-	u64 *last = bpf_map_lookup_elem(&fuse_streams, &key);
-
-	if (!last) {
-		bpf_map_update_elem(&fuse_streams, &key, &self, BPF_ANY);
-		return false;
-	}
-	if (*last == self)
-		return true;
-	*last = self;
-	return false;
-}
-
 /*
  * Copies a streamed message into one block of pages, to be faster where the writer is
  * far ahead, as on one processor.  sk_page_frag_refill() takes blocks of 32 KB, which the
@@ -785,17 +751,65 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 	return FUSED;
 }
 
+/* One that has no place in fuse_flows takes one now and then. */
+static __always_inline struct flow *take_flow(struct tcp_sock *own, u8 *end)
+{
+	struct pair_key stored;
+
+	if (bpf_get_prandom_u32() % TAKE_EVERY || !stored_key(own, &stored))
+		return NULL;
+	*end = stored.sender_isn == own_key(own, true).sender_isn ? CONNECTED : ACCEPTED;
+	return begin_flow(flow_id(own, *end == CONNECTED));
+}
+
+/* What was a dialogue has to do something else more often than it has had turns. */
+static __always_inline bool outweighs(u32 messages, struct flow *flow)
+{
+	return messages >= OUTWEIGHS || messages > flow->turns;
+}
+
+/*
+ * Notes a message, and tells whether this is a stream of small writes by now: one end has
+ * sent STREAM_RUN of them, with no answer and no pause.  What the other end notes
+ * meanwhile may be lost; a dialogue would have to lose all of a run's answers.
+ */
+static __always_inline bool is_stream(struct flow *flow, u8 end, u32 size, bool fused)
+{
+	bool answers = flow->last != end, bulk = size >= BULK_BYTES;
+	u64 now;
+
+	if (fused && (bulk || (answers && flow->fused)))
+		flow->turns++;
+	if (answers)
+		flow->last = end;
+	if (flow->fused != fused)
+		flow->fused = fused;
+	if (bulk)
+		flow->bulk = end;
+	if (bulk || answers)
+		flow->run = 0;
+	if (bulk)
+		return false;
+	if (++flow->run == 2)
+		flow->since = bpf_ktime_get_ns();
+	if (flow->run < STREAM_RUN || !outweighs(flow->run, flow))
+		return false;
+	now = bpf_ktime_get_ns();
+	if (now - flow->since <= (u64)flow->run * STREAM_GAP_NS)
+		return true;
+	flow->run = 0;
+	return false;
+}
+
 /*
  * A stream of small writes is TCP's, and so are files; and TCP is faster for a socket
- * in no map (by 2 to 4 times at 64 bytes).  Once either has lasted, both ends leave:
- * from now on nothing is fused behind what the reader has taken, so that
- * bpf_contrack.bpf.c can seal the direction.
+ * in no map (by 2 to 4 times at 64 bytes).  So both ends leave: from now on nothing is
+ * fused behind what the reader has taken, so that bpf_contrack.bpf.c can seal the
+ * direction.
  */
-static __always_inline void count_streamed(struct direction *direction, u32 more)
+static __always_inline void start_leaving(struct direction *direction)
 {
-	direction->streamed += more;
-	if (direction->streamed >= LEAVE_MESSAGES && direction->peer)
-		direction->leaving = 1;
+	direction->leaving = 1;
 }
 
 /* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
@@ -803,40 +817,6 @@ static __always_inline bool is_leaving(struct direction *direction)
 {
 	return direction->sealed ||
 	       (direction->leaving && no_fused_bytes(psock_of(direction->peer)));
-}
-
-static __always_inline void count_by_tcp(struct direction *direction, u32 size,
-					 u32 outcome)
-{
-	if (outcome == OUTCOME(tcp_sendfile))
-		count_streamed(direction, LEAVE_MESSAGES / LEAVE_SENDFILE);
-	else if (outcome == OUTCOME(tcp_blocked_reader) &&
-		 ++direction->blocked >= LEAVE_BLOCKED)
-		count_streamed(direction, LEAVE_MESSAGES);
-	else if (size < BULK_BYTES && (outcome == OUTCOME(tcp_in_flight) ||
-				       outcome == OUTCOME(tcp_backlog_number)))
-		count_streamed(direction, 1);
-}
-
-/*
- * A reader that keeps pace has every message of a stream fused.  So each SAMPLE of
- * small ones is judged: a dialogue has answers in between, and one-way messages with
- * pauses are TCP's no more than a dialogue.
- */
-static __always_inline void count_fused(struct direction *direction, struct tcp_sock *own,
-					struct tcp_sock *peer)
-{
-	u64 now, since = direction->sampled;
-
-	if (++direction->small % SAMPLE)
-		return;
-	now = direction->sampled = bpf_ktime_get_ns();
-	if (streams(own, peer) && now - since < SAMPLE * PAUSE_NS)
-		count_streamed(direction, SAMPLE);
-	else
-		direction->streamed -= direction->streamed < 2 * SAMPLE
-					       ? direction->streamed
-					       : 2 * SAMPLE;
 }
 
 /*
@@ -860,6 +840,23 @@ static __always_inline bool is_alone(struct tcp_sock *own, struct direction *dir
 	return own->bytes_acked > 1 && !direction->adopted;
 }
 
+static __always_inline void count_by_tcp(struct direction *direction, struct flow *flow,
+					 u8 end, u32 size, u32 outcome)
+{
+	bool stream = flow && is_stream(flow, end, size, false);
+
+	if (!direction->peer)
+		return;
+	if (outcome == OUTCOME(tcp_sendfile) && ++direction->files >= LEAVE_FILES &&
+	    (!flow || outweighs(direction->files, flow)))
+		start_leaving(direction);
+	else if (outcome == OUTCOME(tcp_blocked_reader) &&
+		 ++direction->blocked >= LEAVE_BLOCKED)
+		direction->leaving = 1;
+	else if (stream)
+		start_leaving(direction);
+}
+
 static __always_inline void count_message(u32 size)
 {
 	struct counters *c = array_value(&fuse_counters);
@@ -876,8 +873,10 @@ int bpf_redir(struct sk_msg_md *msg)
 	struct settings *set = array_value(&fuse_settings);
 	struct tcp_sock *own, *known, *peer;
 	struct direction *direction;
-	bool several;
+	bool several, stream;
+	struct flow *flow;
 	u32 outcome;
+	u8 end;
 
 	own = msg->sk ? bpf_skc_to_tcp_sock(msg->sk) : NULL;
 	if (!own) {
@@ -893,6 +892,9 @@ int bpf_redir(struct sk_msg_md *msg)
 	direction =
 		bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	flow = flow_of(own, &end);
+	if (!flow && !(direction && direction->leaving))
+		flow = take_flow(own, &end);
 	outcome = writer_speaks_against(set, own);
 	if (!outcome && direction &&
 	    (is_leaving(direction) || may_go(set, own, direction)))
@@ -920,7 +922,7 @@ int bpf_redir(struct sk_msg_md *msg)
 		if (outcome)
 			goto by_tcp;
 	}
-	if (msg->size >= BULK_BYTES && streams(own, peer) &&
+	if (msg->size >= BULK_BYTES && flow && flow->bulk == end &&
 	    backlog_of(peer) > CACHE_BYTES)
 		gather(msg);
 	await_lock(peer);
@@ -931,7 +933,8 @@ int bpf_redir(struct sk_msg_md *msg)
 
 	count_message(msg->size);
 	several = several_readers(peer);
-	if (!direction && (several || bpf_get_prandom_u32() % SAMPLE == 0)) {
+	stream = flow && is_stream(flow, end, msg->size, true);
+	if (!direction && (several || stream)) {
 		direction = direction_of(msg);
 		if (direction)
 			direction->peer = peer;
@@ -941,8 +944,8 @@ int bpf_redir(struct sk_msg_md *msg)
 		direction->quiet = 0;
 		direction->outcome = FUSED;
 		direction->fused_bytes += msg->size;
-		if (msg->size < BULK_BYTES)
-			count_fused(direction, own, peer);
+		if (stream)
+			start_leaving(direction);
 	}
 	return SK_PASS;
 
@@ -956,7 +959,7 @@ by_tcp:
 		if (!direction->quiet)
 			direction->quiet = quiet(own);
 		direction->outcome = outcome;
-		count_by_tcp(direction, msg->size, outcome);
+		count_by_tcp(direction, flow, end, msg->size, outcome);
 	}
 	return SK_PASS;
 }

@@ -206,17 +206,15 @@ struct direction {
 	struct tcp_sock *peer;
 	/* SEEN | write_seq when no reader of the peer was inside tcp_recvmsg() */
 	u64 returned;
-	u32 waiting;  /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
-	u16 stream;   /* so many small messages go by TCP once nothing waits */
-	u32 small;    /* messages below BULK_BYTES that were fused */
-	u32 streamed; /* count_streamed() */
-	u32 blocked;  /* messages in a row, reader_blocked() */
+	u32 waiting; /* messages below BULK_BYTES that wait at the most, MAX_UNREAD */
+	u16 stream;  /* so many small messages go by TCP once nothing waits */
+	u16 files;   /* large ones, that went by TCP */
+	u32 blocked; /* messages in a row, reader_blocked() */
 	u64 futile; /* ktime until which the reader is not waited for, reader_catches_up()
 		     */
-	u64 sampled; /* ktime of the last SAMPLE of small ones */
-	u8 seam;     /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
-	u8 adopted;  /* nothing has gone by TCP since both ends are in the map */
-	u8 leaving;  /* is to leave the map: goes by TCP once nothing fused waits */
+	u8 seam;    /* has sent by TCP to an edge-triggered reader, bpf_contrack.bpf.c */
+	u8 adopted; /* nothing has gone by TCP since both ends are in the map */
+	u8 leaving; /* is to leave the map: goes by TCP once nothing fused waits */
 	u8 quiet;   /* none of its messages is under way, quiet() in bpf_redirect.bpf.c */
 	u8 alone;   /* its peer has not entered the map and never will */
 	u8 paired;  /* its peer was seen in the map */

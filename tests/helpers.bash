@@ -123,7 +123,7 @@ open_steps() {
 # are pauses between them, and it is no stream
 pace_until_left() {
   for _ in {1..10}; do
-    step pace 64 40000
+    step pace 64 100
     sleep 0.3
     step pace 64
     (($(counter ends_unfused) < 2)) || return 0
