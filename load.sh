@@ -29,7 +29,8 @@ what is loaded; live connections go on.
                          for so long, for NAT and connection tracking (default 60,
                          at most 255; 0: never)
   --port LIST            only the connections to services that listen on these
-                         ports: numbers and ranges, as 80,443,6000-6010
+                         ports, numbers and ranges, as 80,443,6000-6010; those always,
+                         whether they gain or not
   --exclude-port LIST    not the connections to those; nor to 564,2049,3240,3260,
                          4420,10809, which the kernel serves, unless --port has them
   --max-connections N    connections that can be fused at a time (default
@@ -450,6 +451,7 @@ stage() {
     map name "$SETTINGS" pinned "$STAGING/maps/$SETTINGS" \
     map name "$COUNTERS" pinned "$STAGING/maps/$COUNTERS" \
     map name "$DIRECTIONS" pinned "$STAGING/maps/$DIRECTIONS" \
+    map name "$SERVICES" pinned "$STAGING/maps/$SERVICES" \
     map name "$FLOWS" pinned "$STAGING/maps/$FLOWS" \
     map name "$MARKS" pinned "$STAGING/maps/$MARKS"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
@@ -479,7 +481,7 @@ guard() {
   [[ $GUARD ]] || return 0
   SPLICERS=1 # who does not read where splice is refused
   arguments=("$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" map name sock_ops_map pinned "$STAGING/sock_ops_map")
-  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
+  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$SERVICES" "$DIRECTIONS"; do
     arguments+=(map name "$name" pinned "$STAGING/maps/$name")
   done
   if [[ $("$BPFTOOL" prog help 2>&1) == *autoattach* ]]; then
@@ -592,7 +594,7 @@ cgroup_ids() {
 sidecar() {
   local log maps=(map name sock_ops_map pinned "$STAGING/sock_ops_map") name bytes
   [[ $SIDECAR_PORT ]] || return 0
-  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"; do
+  for name in "$SETTINGS" "$COUNTERS" "$MARKS" "$DIRECTIONS"; do
     maps+=(map name "$name" pinned "$STAGING/maps/$name")
   done
   for name in fuse_originals fuse_sources; do # what live connections have there
@@ -707,7 +709,8 @@ commit() {
   run mv -fT "$STAGING/maps/$SETTINGS" "$PIN_DIR/$SETTINGS"
   run mv -fT "$STAGING/maps/$COUNTERS" "$PIN_DIR/$COUNTERS"
   run mv -fT "$STAGING/maps/$MARKS" "$PIN_DIR/$MARKS"
-  run mv -fT "$STAGING/maps/$GUARDED" "$PIN_DIR/$GUARDED"
+  run mv -fT "$STAGING/maps/$SERVICES" "$PIN_DIR/$SERVICES"
+  [[ ! -e $PIN_DIR/fuse_guarded ]] || run rm "$PIN_DIR/fuse_guarded" # of a version before
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
   [[ ! -e $SIDECAR ]] || run rm -rf "$SIDECAR"

@@ -21,11 +21,20 @@ def network:
       "\([range(0; 16; 2) as $i | .[$i] * 256 + .[$i + 1] | hex] | join(":") | sub("(^|:)0(:0)+(:|$)"; "::"))/\($length)"
     end;
 
-# enum reason of bpf_sockmap.h
-def guard_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"][.];
+# enum reason of bpf_services.h
+def seen_reason: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"][.];
 
-# Whose connections to the service: not there if anybody's, as in a load of before
-def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;
+# An entry of fuse_services; $boot: when the host was started
+def service($boot):
+  .value as $known
+  | ($known.ended | {gained: .[0], short: .[1], stream: .[2], files: .[3]}) as $ended
+  | (if $known.reason > 0 then $known.reason | seen_reason
+     elif $known.in_vain == 16 then $ended | del(.gained) | to_entries | max_by(.value).key # IN_VAIN
+     else null end) as $reason
+  | {netns: .key.netns, port: .key.port}
+  + (if .key.user == 4294967295 then {} else {user: .key.user} end) # ANYBODY
+  + (if $reason then {path: "tcp", reason: $reason} else {path: "fused"} end)
+  + {since: ($boot + $known.since | floor | todate), connections: ($ended | add)} + $ended + {left_out: $known.left_out};
 
 def summed: # over processors, the order of struct counters kept
   reduce .[0].formatted.values[].value as $cpu ({};
@@ -51,7 +60,7 @@ def map_used($name):
 # Those that status.sh dumps
 def map_ids:
   $ARGS.named
-  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_ports", "fuse_nets")] | join(" ");
+  | [map_used("sock_ops_map", "fuse_counters", "fuse_services", "fuse_ports", "fuse_nets")] | join(" ");
 
 def counters:
   {
@@ -123,9 +132,9 @@ def loaded($kernel):
       },
       guard: {
         loaded: (.guard != ""),
-        splicers_left_out: ($settings.splicers == 2),
-        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
+        splicers_left_out: ($settings.splicers == 2)
       },
+      services: ((now - (.uptime | tonumber)) as $boot | [.services | shown[]?.formatted | service($boot)] | sort_by((.reason | IN(null, "short", "stream", "files")), -(.connections + .left_out), .port, .user)),
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
       counters: (if $counters then $counters | counters else null end)
     };
@@ -150,11 +159,9 @@ def report:
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
-def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "map_full", "refused", "remote");
+def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "no_gain", "map_full", "refused", "remote");
 
 def or_none: if . == "" then "none" else . end;
-
-def service: "port \(.port)\(if has("user") then " for user \(.user)" else "" end) (\(.reason))";
 
 def summary:
   if .loaded | not then
@@ -172,8 +179,7 @@ def summary:
       if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" elif .guard.splicers_left_out then
-      "off; programs that may splice stay plain TCP" else "off" end)\(if .guard.services == [] then "" else
-      ", by TCP: \([.guard.services[] | service] | join(", "))" end)",
+      "off; programs that may splice stay plain TCP" else "off" end)",
     "  map        \(.map.entries) of \(.map.max_entries) sockets"
   end;
 
@@ -196,7 +202,19 @@ def counters_table($before):
         | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
     | @tsv);
 
-def text: summary, counters_table($ARGS.named.before[0]);
+# The first 20
+def services_table:
+  .services // [] | select(. != [])
+  | ([.[].netns] | unique | length > 1) as $namespaces
+  | "",
+    (["service", "user", "connections", "gained", "path", "since"] + (if $namespaces then ["netns"] else [] end),
+      (.[:20][] | [.port, .user // "all", 
+        .connections, (if .connections > 0 then "\(.gained * 100 / .connections | floor) %" else "" end), .path + (if .reason then ": " + .reason else "" end), (.since | fromdate | strflocaltime("%F %T"))]
+        + (if $namespaces then [.netns] else [] end))
+    | @tsv),
+    (length - 20 | select(. > 0) | "and \(.) more: see --json");
+
+def text: summary, counters_table($ARGS.named.before[0]), services_table;
 
 def metric($name; $type; $help; samples):
   "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");

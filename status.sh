@@ -11,7 +11,8 @@ usage() {
 Usage: ${0##*/} [--json | --prometheus | --watch [SECONDS]] [--top N]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
-what by TCP and why, and lists the live connections, a line for each socket.
+what by TCP and why, lists the services that are known and whether their next
+connections are fused, and the live connections, a line for each socket.
 
   --json             one JSON object (docs/status.schema.json)
   --prometheus       the counters in the text format of node_exporter's textfile
@@ -72,7 +73,7 @@ shown() {
 
 # What a whole load has pinned, one path a line; $1: id of its sockhash.
 expected_pins() {
-  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED"}
+  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$SERVICES"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
   ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   local optional
@@ -103,7 +104,7 @@ read_sockets() {
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  What is no
 # longer pinned is found by what uses it.
 read_state() {
-  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
+  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters services ports nets uptime
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
@@ -111,14 +112,16 @@ read_state() {
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
-  read -r map counters guarded ports nets < <(with_status map_ids -nr \
+  read -r map counters services ports nets < <(with_status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
   read_sockets "$map"
+  read -r uptime _ </proc/uptime
   jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
     --arg missing "$(missing_pins "$map")" \
     --arg staging "$([[ ! -e $STAGING ]] || echo "$STAGING")" \
     --arg guard "$([[ ! -e $PIN_DIR/guard ]] || echo "$PIN_DIR/guard")" \
     --arg adopt "$([[ ! -e $ADOPT ]] || echo "$ADOPT")" \
+    --arg uptime "$uptime" \
     --arg entries "$(grep -cv ^verdict "$TMP/sockets")" \
     --arg verdict "$(sed -n 's/^verdict\t//p' "$TMP/sockets")" \
     --slurpfile sockops "$TMP/sockops" \
@@ -126,7 +129,7 @@ read_state() {
     --slurpfile map <(shown map show id "$map") \
     --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
-    --slurpfile guarded <(shown map dump id "$guarded") \
+    --slurpfile services <(shown map dump id "$services") \
     --slurpfile sidecar <(shown map dump pinned "$SIDECAR/$SIDECAR_MAP") \
     --slurpfile ports <(shown map dump id "$ports") \
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'

@@ -237,6 +237,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	bool connected = skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
+	struct service service;
 	struct pair_key key;
 	struct tcp_sock *tp;
 	u32 outcome;
@@ -253,7 +254,15 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		return;
 	if (set->trace)
 		trace_end(tp, connected);
-	outcome = kept_out(set, tp, connected);
+	/*
+	 * Only the end that connects asks this: it comes first, and the other does as it
+	 * does (keep_peer_out(), pair()), so what changes meanwhile parts no two ends.
+	 */
+	service = service_of(tp, true);
+	if (connected && gains_nothing(&service))
+		outcome = OUTCOME(ends_no_gain);
+	else
+		outcome = kept_out(set, tp, connected);
 	if (!outcome && IS_SPLICERS(set, sk)) {
 		outcome = OUTCOME(ends_may_splice);
 		if (!connected) /* another address of the port may have made it forget */
@@ -282,7 +291,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 		bpf_sock_ops_cb_flags_set(skops,
 					  skops->bpf_sock_ops_cb_flags | CALLBACKS);
 		if (connected)
-			begin_flow(flow_id(tp, true));
+			begin_flow(flow_id(tp, true), set->listed ? NULL : &service);
 	} else if (err == -E2BIG) {
 		COUNT(ends_map_full);
 	} else {
@@ -448,6 +457,7 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 
 	if (!tp || !sk)
 		return;
+	end_flow(tp);
 	unpair(tp, true);
 	if (!&sock_map_destroy)
 		forget_marks(tp);
@@ -711,6 +721,7 @@ static __always_inline void leave_if_alone(struct tcp_sock *tp)
 		return;
 	if (!bpf_map_delete_elem(&sock_ops_map, &key))
 		COUNT(ends_remote);
+	forget_flow(tp); /* the same port may be a service of this host, too */
 	forget_marks(tp);
 	bpf_map_delete_elem(&fuse_dialled, &key);
 }

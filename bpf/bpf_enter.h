@@ -6,7 +6,6 @@
 #ifndef SOCKFUSE_BPF_ENTER_H
 #define SOCKFUSE_BPF_ENTER_H
 
-#include "bpf_sockmap.h"
 #include "bpf_splicers.h"
 
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
@@ -57,16 +56,16 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
  */
 static __always_inline u32 guarded(struct service service)
 {
-	u32 *reason = bpf_map_lookup_elem(&fuse_guarded, &service);
+	struct known *known = bpf_map_lookup_elem(&fuse_services, &service);
 
-	if (!reason && service.user != ANYBODY) {
+	if (service.user != ANYBODY && !(known && known->reason)) {
 		service.user = ANYBODY;
-		reason = bpf_map_lookup_elem(&fuse_guarded, &service);
+		known = bpf_map_lookup_elem(&fuse_services, &service);
 	}
-	if (!reason)
+	if (!known || !known->reason)
 		return 0;
-	return *reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
-					   : OUTCOME(ends_may_splice);
+	return known->reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
+						 : OUTCOME(ends_may_splice);
 }
 
 /* The counter that tells why a socket may not enter, 0 if it may. */

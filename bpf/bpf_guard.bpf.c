@@ -3,13 +3,13 @@
  * Optional: sees what no state of a socket shows, what the application does
  * with it.  Where that differs fused, the direction takes TCP from then on
  * (fuse_marks), and the next connections of the service from their start
- * (fuse_guarded).
+ * (fuse_services).
  *
  * All but the first attach to the functions that the kernel puts in place of
  * TCP's for a socket in a sockhash, so no other socket pays for them.  Needs BTF
  * trampolines; load.sh says so where the kernel has none.
  */
-#include "bpf_sockmap.h"
+#include "bpf_services.h"
 #include <linux/io_uring.h>
 
 #define EAGAIN 11
@@ -177,7 +177,7 @@ static __always_inline void learn(struct sock *sk, u32 reason)
 	else if (!may_be_adopted(sk) || !tell_end(tp, &connected))
 		return;
 	service = service_of(tp, connected);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	note_reason(&service, reason);
 }
 
 /* With --careful, a reader that has not read yet gets nothing fused from now on. */

@@ -751,7 +751,7 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 	return FUSED;
 }
 
-/* One that has no place in fuse_flows takes one now and then. */
+/* One that has no place in fuse_flows takes one now and then, for is_stream() alone. */
 static __always_inline struct flow *take_flow(struct tcp_sock *own, u8 *end)
 {
 	struct pair_key stored;
@@ -759,7 +759,7 @@ static __always_inline struct flow *take_flow(struct tcp_sock *own, u8 *end)
 	if (bpf_get_prandom_u32() % TAKE_EVERY || !stored_key(own, &stored))
 		return NULL;
 	*end = stored.sender_isn == own_key(own, true).sender_isn ? CONNECTED : ACCEPTED;
-	return begin_flow(flow_id(own, *end == CONNECTED));
+	return begin_flow(flow_id(own, *end == CONNECTED), NULL);
 }
 
 /* What was a dialogue has to do something else more often than it has had turns. */
@@ -778,8 +778,8 @@ static __always_inline bool is_stream(struct flow *flow, u8 end, u32 size, bool 
 	bool answers = flow->last != end, bulk = size >= BULK_BYTES;
 	u64 now;
 
-	if (fused && (bulk || (answers && flow->fused)))
-		flow->turns++;
+	if (fused && (bulk || (answers && flow->fused)) && ++flow->turns == WORTH)
+		note_ending(&flow->service, GAINED);
 	if (answers)
 		flow->last = end;
 	if (flow->fused != fused)
@@ -807,9 +807,15 @@ static __always_inline bool is_stream(struct flow *flow, u8 end, u32 size, bool 
  * fused behind what the reader has taken, so that bpf_contrack.bpf.c can seal the
  * direction.
  */
-static __always_inline void start_leaving(struct direction *direction)
+static __always_inline void start_leaving(struct direction *direction, struct flow *flow,
+					  u32 how)
 {
 	direction->leaving = 1;
+	if (!flow)
+		return;
+	flow->id = 0; /* it has been judged */
+	if (flow->turns < WORTH)
+		note_ending(&flow->service, how);
 }
 
 /* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
@@ -849,12 +855,12 @@ static __always_inline void count_by_tcp(struct direction *direction, struct flo
 		return;
 	if (outcome == OUTCOME(tcp_sendfile) && ++direction->files >= LEAVE_FILES &&
 	    (!flow || outweighs(direction->files, flow)))
-		start_leaving(direction);
+		start_leaving(direction, flow, FILES);
 	else if (outcome == OUTCOME(tcp_blocked_reader) &&
 		 ++direction->blocked >= LEAVE_BLOCKED)
 		direction->leaving = 1;
 	else if (stream)
-		start_leaving(direction);
+		start_leaving(direction, flow, STREAM);
 }
 
 static __always_inline void count_message(u32 size)
@@ -945,7 +951,7 @@ int bpf_redir(struct sk_msg_md *msg)
 		direction->outcome = FUSED;
 		direction->fused_bytes += msg->size;
 		if (stream)
-			start_leaving(direction);
+			start_leaving(direction, flow, STREAM);
 	}
 	return SK_PASS;
 

@@ -110,40 +110,6 @@ struct {
 } fuse_marks SEC(".maps");
 
 /*
- * Services that were seen so: plain TCP from the start.  What its client does concerns
- * the connections of the same user to it, and nobody else's; what the service itself
- * does, ANYBODY's.
- */
-#define ANYBODY (~0U) /* the kernel's own "no user" */
-
-struct service {
-	u32 netns; /* inode number, as in /proc/PID/ns/net */
-	u32 port;  /* that it listens on, host byte order */
-	u32 user;  /* who connects, as the first user namespace numbers users; ANYBODY */
-};
-
-struct {
-	__uint(pinning, PINNING);
-	__uint(type,
-	       BPF_MAP_TYPE_LRU_HASH); /* who fills it pushes out what is not used */
-	__uint(max_entries, 16384);
-	__type(key, struct service);
-	__type(value, u32); /* enum reason */
-} fuse_guarded SEC(".maps");
-
-enum reason {
-	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,     /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,     /* MSG_OOB */
-	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
-	REASON_ULP,	       /* TCP_ULP: kTLS */
-	REASON_MAY_SPLICE,     /* bpf_splicers.h */
-	REASON_SPLICED_BEFORE, /* the same of a service from before the load whose socket
-				  could not be marked: this stays whoever listens there,
-				  too */
-};
-
-/*
  * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
  * TCP alone from now on, and none of its fused messages is under way (seal() in
  * bpf_contrack.bpf.c).  Such an end may leave the map.  One that was evicted stays in
@@ -179,8 +145,9 @@ struct counters {
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
 	u64 ends_excluded;	/* load.sh --port, --exclude-port */
 	u64 ends_remote;     /* load.sh --net: the other end is none that is known here */
-	u64 ends_guarded;    /* their service is in fuse_guarded */
+	u64 ends_guarded;    /* their service was seen to do what differs */
 	u64 ends_may_splice; /* they or their peers may, bpf_splicers.h */
+	u64 ends_no_gain;    /* the last connections to their service gained nothing */
 	u64 ends_map_full;
 	u64 ends_refused; /* in another map already, or the kernel did not take it */
 	u64 ends_unfused; /* taken out again: edge-triggered readers, streams */
@@ -761,21 +728,6 @@ static __always_inline bool tell_end(struct tcp_sock *tp, bool *connected)
 
 	*connected = ahead == 1;
 	return ahead <= 1;
-}
-
-/*
- * Of what this end does.  connected: this end did; the one that accepted has the port of
- * its service, and cannot know who connected.
- */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
-{
-	struct sock_common *common = &sk_of(tp)->__sk_common;
-
-	return (struct service){
-		.netns = common->skc_net.net->ns.inum,
-		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
-		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
-	};
 }
 
 /*

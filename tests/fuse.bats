@@ -106,7 +106,7 @@ limited_iperf3() {
 }
 
 @test "a late peer costs no byte and no failed send: 15,000 connections with rps_cpus on lo" {
-  load
+  load_always
   printf '%x' $(((1 << $(nproc)) - 1)) >/sys/class/net/lo/queues/rx-0/rps_cpus
   run "$TRAFFIC" burst 15000 8
   echo 0 >/sys/class/net/lo/queues/rx-0/rps_cpus
@@ -321,7 +321,7 @@ talk_at() {
 @test "edge-triggered readers, late and slow ones too, get an edge for every byte" {
   local tcp_rmem
   tcp_rmem=$(sysctl -n net.ipv4.tcp_rmem)
-  load
+  load_always
   sysctl -q net.ipv4.tcp_rmem="4096 131072 1000000" # of this network namespace
   run timeout 300 "$TRAFFIC" edge 200
   sysctl -q net.ipv4.tcp_rmem="$tcp_rmem"
@@ -392,7 +392,7 @@ talk_at() {
 }
 
 @test "an edge-triggered dialogue stays fused" {
-  load
+  load_always
   run "$TRAFFIC" edge 100 1000
   echo "$output; $(counters)"
   [ "$status" -eq 0 ]

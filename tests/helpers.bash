@@ -9,6 +9,8 @@ CGROUP=/sys/fs/cgroup
 TRAFFIC=$here/tests/traffic
 
 load() { "$here/load.sh" --quiet "$@" 3>&-; }
+# Nothing is learned of services: of a client's many connections none is left on TCP.
+load_always() { load --port 1-65535 "$@"; }
 unload() { "$here/unload.sh" "$@" 3>&-; }
 status() { "$here/status.sh" "$@" 3>&-; }
 
@@ -145,9 +147,22 @@ step() {
   [ "$answer" = ok ]
 }
 
+# service FILTER [PORT]: what status.sh tells of the service at that port
+service() { "$here/status.sh" --json 3>&- | jq -c ".services[] | select(.port == ${2:-5001}) | $1"; }
+
+# A record of fuse_services but for the first byte, which is the reason
+RECORD=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
+
 # remember USER value hex REASON: as the guard does, of port 5001 (0x1389); bytes
 remember() {
   local netns
   mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 "$@" 0 0 0
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_services" key hex "${netns[@]}" 89 13 0 0 "$@" "${RECORD[@]}"
+}
+
+# fill_services N: with so many others, twice each: what has been used is kept for longer
+fill_services() {
+  seq "$1" | awk -v map="$BPFFS/sockfuse/fuse_services" -v record="${RECORD[*]}" '{
+    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1", record
+  }' | "$BPFTOOL" batch file - >/dev/null
 }

@@ -296,14 +296,13 @@ mark_reader() {
   assert_moved "$before" ""
   "$TRAFFIC" flagged 5001 65534 none
   assert_moved "$before" guarded_service=2 # none of the two ends is alone in the map
-  [ "$(status --json | jq -c '.guard.services[0] | [.port, .user, .reason]')" = '[5001,65534,"recv_flags"]' ]
-  status | grep -q 'by TCP: port 5001 for user 65534 (recv_flags)'
+  [ "$(service '[.user, .path, .reason] | select(.[0] == 65534)')" = '[65534,"tcp","recv_flags"]' ]
+  status | grep -qE '^ *5001 +65534 +0 +tcp: recv_flags '
 }
 
 @test "nobody fills the guard's memory of services for good" {
   load
-  seq 20000 | awk '{ print "map update pinned /sys/fs/bpf/sockfuse/fuse_guarded key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1 0 0 0" }' |
-    "$BPFTOOL" batch file - >/dev/null
+  fill_services 20000
   remember ff ff ff ff value hex 1
   "$TRAFFIC" flagged 5001 0 none
   [ "$(counter ends_guarded)" -eq 2 ]
@@ -337,8 +336,8 @@ mark_reader() {
   wait_for 30 listens 5001
   iperf3 -c 127.0.0.1 -p 5001 -n 1M >/dev/null
   assert_moved "$before" guarded_service=4
-  [ "$(status --json | jq -c '.guard.services[0] | [.port, .reason]')" = '[5001,"splice"]' ]
-  status | grep -q 'by TCP: port 5001 (splice)'
+  [ "$(service '[.user, .path, .reason]')" = '[null,"tcp","splice"]' ]
+  status | grep -qE '^ *5001 +all +0 +tcp: splice '
 
   before=$(fallbacks)
   "$TRAFFIC" repair

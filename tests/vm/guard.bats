@@ -58,7 +58,8 @@ no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" 
 
 # guarded: "PORT USER REASON" of each service that is remembered
 guarded() {
-  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.key.user) \(.value)"'
+  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_services" |
+    jq -r '.[].formatted | select(.value.reason > 0) | "\(.key.port) \(.key.user) \(.value.reason)"'
 }
 
 # proxied PORT: 1 GB and 10,000 short connections
@@ -101,7 +102,7 @@ proxied() {
   wait_for 200 four
   json=$("$here/status.sh" --json 3>&-)
   echo "$json"
-  [ "$(jq -c '[.damage, .guard.loaded, .guard.services[0].reason]' <<<"$json")" = '[[],true,"recv_flags"]' ]
+  [ "$(jq -c '[.damage, .guard.loaded, (.services[].reason | select(. == "recv_flags"))]' <<<"$json")" = '[[],true,"recv_flags"]' ]
   [ "$(jq -c '[.connections[] | .path, .backlog_bytes] | unique' <<<"$json")" = '[0,"fused"]' ]
   kill "$SERVERS"
   rm "$BPFFS/sockfuse/guard/guard_splice"

@@ -10,7 +10,7 @@ setup_file() {
     [[ -x $BPFTOOL ]] || BPFTOOL=bpftool
     export BPFTOOL
   fi
-  "$BATS_TEST_DIRNAME/../../load.sh" --no-guard >"$BATS_FILE_TMPDIR/load" 2>&1 3>&- || {
+  "$BATS_TEST_DIRNAME/../../load.sh" --no-guard --port 1-65535 >"$BATS_FILE_TMPDIR/load" 2>&1 3>&- || {
     cat "$BATS_FILE_TMPDIR/load"
     return 1
   }
@@ -103,6 +103,17 @@ since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
     echo "$how: $output"
     [ "$output" = "first=-22 second=100" ]
   done
+}
+
+@test "a service whose connections gain nothing is left on TCP, and is tried again" {
+  "$here/load.sh" --quiet --no-guard 3>&-
+  before=$(counters)
+  "$TRAFFIC" visits 5001 1000 80 talk 1
+  counters
+  [ "$(since ends_tracked)" -eq 34 ]
+  [ "$(since ends_no_gain)" -eq 126 ]
+  "$TRAFFIC" visits 5001 1000 64 talk 10
+  [ "$(service '[.path, .gained > 0]')" = '["fused",true]' ]
 }
 
 # found_missing: what load.sh --check finds missing in a mount namespace where $1 was run
