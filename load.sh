@@ -15,6 +15,7 @@ Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
                [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
                [--no-guard | --careful]
                [--config FILE] [--check [--json] | --quiet]
+       ${0##*/} --reset-services [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -61,6 +62,8 @@ what is loaded; live connections go on.
                          this host lacks (exit 1), what would be reduced, and which
                          faults of sockmap this kernel is known to have
   --json                 that as one JSON object
+  --reset-services       load nothing; forget what was seen of services, so that the
+                         next connections to all are fused
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -87,6 +90,7 @@ GUARD=1
 CAREFUL=
 CHECK=
 JSON=
+RESET=
 parse_arguments() {
   split_options "$@"
   set -- "${ARGUMENTS[@]}"
@@ -146,6 +150,7 @@ parse_arguments() {
       --careful) CAREFUL=1 ;;
       --check) CHECK=1 ;;
       --json) JSON=1 ;;
+      --reset-services) RESET=1 ;;
       --quiet) QUIET=1 ;;
       *) last_option "$1" ;;
     esac
@@ -263,6 +268,19 @@ network_keys() {
       die "$EX_USAGE" "--net: neither local nor a network as 10.244.0.0/16 or fd00::/64: $network" "see: $0 --help"
     echo "$(bytes_u32 $((length + 128 - most))) $bytes"
   done
+}
+
+# Those that may splice are known otherwise than by their connections, and stay.
+reset_services() {
+  local pin=$PIN_DIR/$SERVICES
+  [[ -e $pin ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $0"
+  say "+ $BPFTOOL map delete pinned $pin (what was seen of services)"
+  # One may have gone meanwhile, and bpftool ends with the first that has.
+  "$BPFTOOL" -j map dump pinned "$pin" |
+    jq -r '.[] | select(.formatted.value.reason < 6) | .key | join(" ")' | # REASON_MAY_SPLICE
+    while read -ra key; do
+      "$BPFTOOL" map delete pinned "$pin" key "${key[@]}" 2>/dev/null || true
+    done
 }
 
 # In the host's byte order, as keys are
@@ -781,6 +799,11 @@ if [[ $CHECK ]]; then
   exit
 fi
 need_bpftool
+if [[ $RESET ]]; then
+  take_lock
+  reset_services
+  exit
+fi
 need_bpffs
 need_btf
 need_adoption

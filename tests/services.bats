@@ -164,7 +164,7 @@ ends() { service "select(.user == 1000) | $1"; }
   load
   visits 1000 16 files 20
   [ "$(ends '[.path, .reason, .gained]')" = '["tcp","short",0]' ]
-  load
+  "$here/load.sh" --reset-services --quiet 3>&-
   visits 1000 3 files 100
   ((tracked == 2))
   [ "$(ends '[.path, .reason, .files]')" = '["tcp","files",2]' ]
@@ -226,6 +226,25 @@ ends() { service "select(.user == 1000) | $1"; }
   BACKGROUND=
   unload --quiet
   rmdir "$CGROUP/here"
+}
+
+@test "load.sh --reset-services forgets what connections taught and what the guard saw, not who may splice" {
+  load
+  visits 1000 20 talk 1
+  remember ff ff ff ff value hex 2
+  remember fe ff 0 0 value hex 6
+  [ "$(service .user | wc -l)" -eq 3 ]
+  run "$here/load.sh" --reset-services 3>&-
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "${#lines[@]}" -eq 1 ]
+  [ "$(service .reason)" = '"may_splice"' ]
+  visits 1000 16 talk 1
+  ((left_out == 0))
+  unload --quiet
+  run "$here/load.sh" --reset-services 3>&-
+  [ "$status" -eq 1 ]
+  [ "${lines[*]}" = "load.sh: sockfuse is not loaded; try: $here/load.sh" ]
 }
 
 @test "loading again begins anew" {
