@@ -49,6 +49,7 @@ typedef struct {
 
 /* net/net_namespace.h, net/netns/ipv4.h, linux/ns_common.h */
 struct netns_ipv4 {
+	unsigned int sysctl_tcp_notsent_lowat;
 	int sysctl_tcp_wmem[3];
 	int sysctl_tcp_rmem[3];
 };

@@ -345,12 +345,38 @@ static __always_inline bool is_out(struct tcp_sock *tp)
 static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
 					struct direction *direction)
 {
-	u32 own = tp->notsent_lowat, room = tcp_would_take(tp, direction->peer),
-	    backlog = backlog_of(direction->peer);
+	struct net *net = READ(sk_of(tp), __sk_common.skc_net.net);
+	u32 room = tcp_would_take(tp, direction->peer, direction),
+	    waits = backlog_of(direction->peer), applications = tp->notsent_lowat;
 
-	room = backlog < room ? room - backlog : 1;
-	direction->notsent_lowat = own;
-	direction->stalled = own && own < room ? own : room;
+	direction->notsent_lowat = applications;
+	if (!applications)
+		applications = READ(net, ipv4.sysctl_tcp_notsent_lowat);
+	room = waits < room ? room - waits : 1;
+	direction->waits = waits;
+	direction->stalled = applications && applications < room ? applications : room;
+	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->stalled);
+}
+
+/*
+ * The reader has taken bytes, and as many more may be unsent.  It may need more before it
+ * takes all that is fused, and nothing of TCP happens by then but its probe of the
+ * closed window, which comes here.  Whoever sleeps in recv on the writer's socket would
+ * be woken, too, and answer EAGAIN (somebody_sleeps()).
+ */
+static __always_inline void go_on_with_stall(struct bpf_sock_ops *skops,
+					     struct tcp_sock *tp,
+					     struct direction *direction)
+{
+	u32 waits = backlog_of(direction->peer);
+
+	if (waits >= direction->waits || tp->notsent_lowat != direction->stalled ||
+	    direction->stalled == direction->notsent_lowat ||
+	    no_fused_bytes(psock_of(direction->peer)) ||
+	    HARMLESS_ONES(waiters_of(address_of(tp), SLEEPS_FUSED)))
+		return;
+	direction->stalled += direction->waits - waits;
+	direction->waits = waits;
 	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->stalled);
 }
 
@@ -386,6 +412,10 @@ static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_
 		      (outcome == OUTCOME(tcp_backlog_bytes) ||
 		       (outcome == OUTCOME(tcp_in_flight) && direction->stalled));
 
+	if (stalls && direction->stalled) {
+		go_on_with_stall(skops, tp, direction);
+		return;
+	}
 	if (stalls == !!direction->stalled || somebody_sleeps(tp))
 		return;
 	if (stalls)

@@ -184,15 +184,16 @@ static __always_inline bool tcp_bytes_unread(struct tcp_sock *own, struct tcp_so
  * when we fall back.  If the buffer were overfull, TCP would drop the segment and wait
  * for a retransmission.
  */
-static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *peer)
+static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *peer,
+					 struct direction *direction)
 {
 	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
 	u32 limit = READ(net, ipv4.sysctl_tcp_rmem[2]);
+	u32 take = tcp_would_take(own, peer, direction);
 
 	if (READ_BITFIELD(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)
 		limit = READ(sk_of(peer), sk_rcvbuf);
-	limit /= 2;
-	return limit < tcp_would_take(own, peer) ? limit : tcp_would_take(own, peer);
+	return limit / 2 < take ? limit / 2 : take;
 }
 
 /*
@@ -512,7 +513,7 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 	many = too_many_wait(peer, backlog, size);
 	if (!many && backlog + size <= EDGE_BYTES)
 		return FUSED;
-	limit = backlog_limit(own, peer);
+	limit = backlog_limit(own, peer, direction);
 	if ((u64)backlog + size > limit) {
 		/* Room for this message alone would make the next one wait, too. */
 		room = limit / 4 < ROOM_BYTES ? limit / 4 : ROOM_BYTES;
@@ -551,7 +552,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
 	if (tcp_bytes_unread(own, peer) &&
-	    !waits_in_place(msg, own, peer, direction, backlog_limit(own, peer)))
+	    !waits_in_place(msg, own, peer, direction,
+			    backlog_limit(own, peer, direction)))
 		return OUTCOME(tcp_in_flight);
 	if (!bpf_core_field_exists(struct sk_psock, msg_tot_len) &&
 	    waiters(peer) & (WAITER_EDGE | WAITER_LATER))
@@ -931,7 +933,8 @@ int bpf_redir(struct sk_msg_md *msg)
 
 	count_message(msg->size);
 	several = several_readers(peer);
-	if (!direction && (several || bpf_get_prandom_u32() % SAMPLE == 0)) {
+	if (!direction &&
+	    (several || msg->size >= BULK_BYTES || bpf_get_prandom_u32() % SAMPLE == 0)) {
 		direction = direction_of(msg);
 		if (direction)
 			direction->peer = peer;

@@ -197,8 +197,9 @@ struct {
 
 /*
  * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
- * of these only once it has sent bytes by TCP, its reader did not keep up, or one of its
- * messages was drawn for SAMPLE: short connections that never fall back pay for none.
+ * of these only once it has sent bytes by TCP or BULK_BYTES at a time, its reader did not
+ * keep up, or one of its messages was drawn for SAMPLE: short connections that never fall
+ * back pay for none.
  */
 #define SEEN (1ULL << 32)
 
@@ -226,6 +227,7 @@ struct direction {
 	u32 stalled; /* our TCP_NOTSENT_LOWAT, bpf_contrack.bpf.c; 0: it is not set */
 	u32 notsent_lowat; /* as the application had set it */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
+	u32 waits;	   /* bytes for its reader when stalled was set */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */
 	int keepidle;
@@ -233,7 +235,7 @@ struct direction {
 	int keepcnt;
 	u32 outcome;	 /* of the last message, OUTCOME() */
 	u64 since;	 /* ktime at which it was established; 0: not accounted */
-	u64 fused_bytes; /* since then */
+	u64 fused_bytes; /* since it has this storage */
 };
 
 struct {
@@ -339,24 +341,36 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
 }
 
 #define SEGMENT_BYTES 65536 /* the largest on lo */
+#define INT_MAX ((u32)(~0U >> 1))
 
 /*
  * Bytes that TCP lets a writer be ahead of its reader: what the send buffer can grow to,
- * the receive buffer as it is, and one segment more (tcp_try_rmem_schedule()).  4.4 MB by
- * default.  Measured: 4.3 MB before the first read; 17 MB of writes of 64 KB after a
- * second in which the reader kept up.  That grows the receive buffer, as does a stall
- * (tcp_clamp_window()).
+ * the receive buffer, and one segment more (tcp_try_rmem_schedule()).  TCP lets the
+ * receive buffer grow by what the reader takes (tcp_rcv_space_adjust()).  Fused bytes do
+ * not pass there, so what this reader has taken of them is added.  4.4 MB by default.
+ * Measured: 4.3 MB before the first read, 17 MB after a second of writes of 64 KB.
  */
-static __always_inline u32 tcp_would_take(struct tcp_sock *own, struct tcp_sock *peer)
+static __always_inline u32 tcp_would_take(struct tcp_sock *own, struct tcp_sock *peer,
+					  struct direction *direction)
 {
-	struct sock *sk = sk_of(own);
-	u32 send;
+	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
+	u64 receive = READ(sk_of(peer), sk_rcvbuf), most,
+	    send = READ(sk_of(own), sk_sndbuf);
+	u32 backlog = backlog_of(peer);
 
-	if (READ_BITFIELD(sk, sk_userlocks) & SOCK_SNDBUF_LOCK)
-		send = sk->sk_sndbuf;
-	else
-		send = READ(sk->__sk_common.skc_net.net, ipv4.sysctl_tcp_wmem[2]);
-	return send + READ(sk_of(peer), sk_rcvbuf) + SEGMENT_BYTES;
+	if (!(READ_BITFIELD(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)) {
+		most = READ(net, ipv4.sysctl_tcp_rmem[2]);
+		if (direction && direction->fused_bytes > backlog && receive < most)
+			receive += direction->fused_bytes - backlog;
+		if (receive > most)
+			receive = most;
+	}
+	net = READ(sk_of(own), __sk_common.skc_net.net);
+	most = READ(net, ipv4.sysctl_tcp_wmem[2]);
+	if (!(READ_BITFIELD(sk_of(own), sk_userlocks) & SOCK_SNDBUF_LOCK) && send < most)
+		send = most;
+	send += receive + SEGMENT_BYTES;
+	return send < INT_MAX ? send : INT_MAX;
 }
 
 /* Bits below the pointer in sk_user_data; a psock has the first and not the second. */

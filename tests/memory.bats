@@ -79,6 +79,28 @@ stalled_reader() {
   done
 }
 
+# TCP lets a reader that has kept up have 17 MB and more before it reads on.
+@test "two ends that each write 8 MB before they read go on after a stream each way, as with TCP" {
+  run "$TRAFFIC" ahead 8000000 1 3 200
+  [ "$output" = "rounds=3" ]
+  load
+  run "$TRAFFIC" ahead 8000000 1 3 200
+  echo "$output; $(counters)"
+  [ "$output" = "rounds=3" ]
+}
+
+# TCP takes 4.3 MB, and the two are 3.6 MB ahead of each other at the most.
+@test "two ends that each write before they read go on, as with TCP" {
+  sysctl -q net.ipv4.tcp_rmem="4096 131072 6291456" net.ipv4.tcp_wmem="4096 16384 4194304"
+  run "$TRAFFIC" ahead 1800000 2 30
+  [ "$output" = "rounds=30" ]
+  load
+  run "$TRAFFIC" ahead 1800000 2 30
+  echo "$output; $(counters)"
+  [ "$output" = "rounds=30" ]
+  (($(counter tcp_backlog_bytes) > 0))
+}
+
 @test "tcp_mem at 2,000 pages more than others use: no send fails" {
   local pages
   load
