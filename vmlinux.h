@@ -49,7 +49,6 @@ typedef struct {
 
 /* net/net_namespace.h, net/netns/ipv4.h, linux/ns_common.h */
 struct netns_ipv4 {
-	unsigned int sysctl_tcp_notsent_lowat;
 	int sysctl_tcp_wmem[3];
 	int sysctl_tcp_rmem[3];
 };
@@ -358,7 +357,6 @@ struct tcp_sock {
 	u64 bytes_acked;
 	u64 bytes_sent;	    /* with what was sent again */
 	u64 bytes_retrans;  /* that alone */
-	u32 notsent_lowat;  /* TCP_NOTSENT_LOWAT, 0: as the sysctl says */
 	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
 	u8 nonagle : 4; /* TCP_NODELAY is bit 0 */

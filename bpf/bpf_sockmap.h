@@ -21,8 +21,6 @@
 #define EPOLLET (1U << 31)
 #define O_NONBLOCK 04000 /* of all but alpha, mips, parisc and sparc */
 #define MAX_WAITERS 16
-#define SOCK_SNDBUF_LOCK 1 /* of sk_userlocks: the application has set the buffer */
-#define SOCK_RCVBUF_LOCK 2
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -224,10 +222,7 @@ struct direction {
 	u8 paired; /* its peer was seen in the map */
 	u8 sealed; /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared; /* another sockops program wants HDR_OPT_LEN_CB, too */
-	u32 stalled; /* our TCP_NOTSENT_LOWAT, bpf_contrack.bpf.c; 0: it is not set */
-	u32 notsent_lowat; /* as the application had set it */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
-	u32 waits;	   /* bytes for its reader when stalled was set */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */
 	int keepidle;
@@ -332,45 +327,6 @@ static __always_inline u64 marks_of(struct tcp_sock *tp)
 static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock *peer)
 {
 	return set->careful && !(marks_of(peer) & MARK_PLAIN);
-}
-
-/* Bytes.  With every TCP byte read, all of sk_rmem_alloc is fused backlog. */
-static __always_inline u32 backlog_of(struct tcp_sock *peer)
-{
-	return READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
-}
-
-#define SEGMENT_BYTES 65536 /* the largest on lo */
-#define INT_MAX ((u32)(~0U >> 1))
-
-/*
- * Bytes that TCP lets a writer be ahead of its reader: what the send buffer can grow to,
- * the receive buffer, and one segment more (tcp_try_rmem_schedule()).  TCP lets the
- * receive buffer grow by what the reader takes (tcp_rcv_space_adjust()).  Fused bytes do
- * not pass there, so what this reader has taken of them is added.  4.4 MB by default.
- * Measured: 4.3 MB before the first read, 17 MB after a second of writes of 64 KB.
- */
-static __always_inline u32 tcp_would_take(struct tcp_sock *own, struct tcp_sock *peer,
-					  struct direction *direction)
-{
-	struct net *net = READ(sk_of(peer), __sk_common.skc_net.net);
-	u64 receive = READ(sk_of(peer), sk_rcvbuf), most,
-	    send = READ(sk_of(own), sk_sndbuf);
-	u32 backlog = backlog_of(peer);
-
-	if (!(READ_BITFIELD(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK)) {
-		most = READ(net, ipv4.sysctl_tcp_rmem[2]);
-		if (direction && direction->fused_bytes > backlog && receive < most)
-			receive += direction->fused_bytes - backlog;
-		if (receive > most)
-			receive = most;
-	}
-	net = READ(sk_of(own), __sk_common.skc_net.net);
-	most = READ(net, ipv4.sysctl_tcp_wmem[2]);
-	if (!(READ_BITFIELD(sk_of(own), sk_userlocks) & SOCK_SNDBUF_LOCK) && send < most)
-		send = most;
-	send += receive + SEGMENT_BYTES;
-	return send < INT_MAX ? send : INT_MAX;
 }
 
 /* Bits below the pointer in sk_user_data; a psock has the first and not the second. */
