@@ -357,7 +357,6 @@ struct tcp_sock {
 	u64 bytes_acked;
 	u64 bytes_sent;	    /* with what was sent again */
 	u64 bytes_retrans;  /* that alone */
-	u32 notsent_lowat;  /* TCP_NOTSENT_LOWAT, 0: as the sysctl says */
 	u8 recvmsg_inq : 1; /* TCP_INQ */
 	u8 repair : 1;
 	u8 nonagle : 4; /* TCP_NODELAY is bit 0 */

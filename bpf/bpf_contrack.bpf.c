@@ -19,7 +19,6 @@
 #define TCP_KEEPIDLE 4
 #define TCP_KEEPINTVL 5
 #define TCP_KEEPCNT 6
-#define TCP_NOTSENT_LOWAT 25
 #define RCV_SHUTDOWN 1
 #define TCP_SYN_RECV 3
 #define PROBING_NS 1000000000
@@ -334,69 +333,8 @@ static __always_inline bool is_out(struct tcp_sock *tp)
 	return !psock_of(tp);
 }
 
-/*
- * A writer that has filled its reader's queue goes by TCP.  There it would fill TCP's
- * buffers, too, and keep them full.  But nothing is fused before the reader has emptied
- * them.  So the writer may leave no more unsent than TCP would have taken in place of
- * what waits fused.  Less would be harm: two programs that each write first, and then
- * read, would wait for each other.  Mostly it is one message: the writer sleeps at the
- * next one, and is woken when the reader has taken what was before.
- */
-static __always_inline void start_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
-					struct direction *direction)
-{
-	u32 own = tp->notsent_lowat, room = tcp_would_take(tp, direction->peer),
-	    backlog = backlog_of(direction->peer);
-
-	room = backlog < room ? room - backlog : 1;
-	direction->notsent_lowat = own;
-	direction->stalled = own && own < room ? own : room;
-	set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->stalled);
-}
-
-/*
- * To set the option wakes all that wait on the socket (sk_write_space), and a reader that
- * is woken for nothing in tcp_bpf_recvmsg() answers EAGAIN.  Who sleeps there got into
- * the wait queue under the lock that is held now.
- */
-static __always_inline bool somebody_sleeps(struct tcp_sock *tp)
-{
-	return waiters(tp) & WAITER_IN_TCP;
-}
-
-/* Puts the option back, unless the application has set it meanwhile. */
-static __always_inline void end_stall(struct bpf_sock_ops *skops, struct tcp_sock *tp,
-				      struct direction *direction)
-{
-	if (tp->notsent_lowat == direction->stalled)
-		set_option(skops, SOL_TCP, TCP_NOTSENT_LOWAT, direction->notsent_lowat);
-	direction->stalled = 0;
-}
-
-/*
- * Before a segment of the writer.  Starts with a message that the limit in bytes has sent
- * by TCP, lasts while the reader has not taken such messages (tcp_in_flight), and ends
- * with the first segment after that.
- */
-static __always_inline void control_flow(struct bpf_sock_ops *skops, struct tcp_sock *tp,
-					 struct direction *direction)
-{
-	u32 outcome = direction->outcome;
-	bool stalls = !is_out(tp) &&
-		      (outcome == OUTCOME(tcp_backlog_bytes) ||
-		       (outcome == OUTCOME(tcp_in_flight) && direction->stalled));
-
-	if (stalls == !!direction->stalled || somebody_sleeps(tp))
-		return;
-	if (stalls)
-		start_stall(skops, tp, direction);
-	else
-		end_stall(skops, tp, direction);
-}
-
 /* What was known of the old connection, and the options that were set for it. */
-static __always_inline void forget_direction(struct bpf_sock_ops *skops,
-					     struct tcp_sock *tp)
+static __always_inline void forget_direction(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct direction *direction;
@@ -408,8 +346,6 @@ static __always_inline void forget_direction(struct bpf_sock_ops *skops,
 		return;
 	if (direction->probing_since)
 		stop_probing(skops, direction);
-	if (direction->stalled && tp)
-		end_stall(skops, tp, direction);
 	bpf_sk_storage_delete(&fuse_directions, sk);
 }
 
@@ -424,7 +360,7 @@ static __always_inline void forget(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
 	struct pair_key key;
 
-	forget_direction(skops, tp);
+	forget_direction(skops);
 	if (!tp || !in_map(tp) || !stored_key(tp, &key))
 		return;
 	bpf_map_delete_elem(&sock_ops_map, &key);
@@ -730,8 +666,7 @@ static __always_inline void stop_calling(struct bpf_sock_ops *skops,
 {
 	u32 flags = skops->bpf_sock_ops_cb_flags;
 
-	if (!direction ||
-	    !(direction->shared || direction->probing_since || direction->stalled))
+	if (!direction || !(direction->shared || direction->probing_since))
 		bpf_sock_ops_cb_flags_set(skops,
 					  flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
@@ -761,8 +696,6 @@ static __always_inline void before_segment(struct bpf_sock_ops *skops)
 	else if (direction && direction->probing_since &&
 		 bpf_ktime_get_ns() - direction->probing_since > PROBING_NS)
 		stop_probing(skops, direction);
-	if (direction)
-		control_flow(skops, tp, direction);
 	if (is_out(tp))
 		stop_calling(skops, direction);
 }

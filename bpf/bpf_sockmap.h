@@ -21,8 +21,6 @@
 #define EPOLLET (1U << 31)
 #define O_NONBLOCK 04000 /* of all but alpha, mips, parisc and sparc */
 #define MAX_WAITERS 16
-#define SOCK_SNDBUF_LOCK 1 /* of sk_userlocks: the application has set the buffer */
-#define SOCK_RCVBUF_LOCK 2
 #define LOOPBACK_NET bpf_htonl(0x7f000000)
 #define LOOPBACK_MASK bpf_htonl(0xff000000)
 
@@ -197,8 +195,9 @@ struct {
 
 /*
  * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
- * of these only once it has sent bytes by TCP, its reader did not keep up, or one of its
- * messages was drawn for SAMPLE: short connections that never fall back pay for none.
+ * of these only once it has sent bytes by TCP or BULK_BYTES at a time, its reader did not
+ * keep up, or one of its messages was drawn for SAMPLE: short connections that never fall
+ * back pay for none.
  */
 #define SEEN (1ULL << 32)
 
@@ -223,8 +222,6 @@ struct direction {
 	u8 paired; /* its peer was seen in the map */
 	u8 sealed; /* goes by TCP for good; its reader was told so, fuse_sealed */
 	u8 shared; /* another sockops program wants HDR_OPT_LEN_CB, too */
-	u32 stalled; /* our TCP_NOTSENT_LOWAT, bpf_contrack.bpf.c; 0: it is not set */
-	u32 notsent_lowat; /* as the application had set it */
 	int disconnects;   /* sk_disconnects when the socket entered the map */
 	u64 probing_since; /* ktime, mend_as_reader(); 0: it does not */
 	int keepalive;	   /* these as the application had set them */
@@ -233,7 +230,7 @@ struct direction {
 	int keepcnt;
 	u32 outcome;	 /* of the last message, OUTCOME() */
 	u64 since;	 /* ktime at which it was established; 0: not accounted */
-	u64 fused_bytes; /* since then */
+	u64 fused_bytes; /* since it has this storage */
 };
 
 struct {
@@ -330,33 +327,6 @@ static __always_inline u64 marks_of(struct tcp_sock *tp)
 static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock *peer)
 {
 	return set->careful && !(marks_of(peer) & MARK_PLAIN);
-}
-
-/* Bytes.  With every TCP byte read, all of sk_rmem_alloc is fused backlog. */
-static __always_inline u32 backlog_of(struct tcp_sock *peer)
-{
-	return READ(sk_of(peer), sk_backlog.rmem_alloc.counter);
-}
-
-#define SEGMENT_BYTES 65536 /* the largest on lo */
-
-/*
- * Bytes that TCP lets a writer be ahead of its reader: what the send buffer can grow to,
- * the receive buffer as it is, and one segment more (tcp_try_rmem_schedule()).  4.4 MB by
- * default.  Measured: 4.3 MB before the first read; 17 MB of writes of 64 KB after a
- * second in which the reader kept up.  That grows the receive buffer, as does a stall
- * (tcp_clamp_window()).
- */
-static __always_inline u32 tcp_would_take(struct tcp_sock *own, struct tcp_sock *peer)
-{
-	struct sock *sk = sk_of(own);
-	u32 send;
-
-	if (READ_BITFIELD(sk, sk_userlocks) & SOCK_SNDBUF_LOCK)
-		send = sk->sk_sndbuf;
-	else
-		send = READ(sk->__sk_common.skc_net.net, ipv4.sysctl_tcp_wmem[2]);
-	return send + READ(sk_of(peer), sk_rcvbuf) + SEGMENT_BYTES;
 }
 
 /* Bits below the pointer in sk_user_data; a psock has the first and not the second. */

@@ -71,42 +71,6 @@ limited_iperf3() {
   return 1
 }
 
-@test "a writer that fills its reader's queue leaves no more unsent than TCP would have taken, and has its option back when it is fused again" {
-  local send receive=400000 segment=65536
-  send=$(sysctl -n net.ipv4.tcp_wmem | awk '{ print $3 }')
-  load
-  open_steps
-  SERVER=$STEPS_PID
-  step rcvbuf 200000 # twice that, of which half may wait
-  step send 60000 3
-  step notsent_is 0
-  [ "$(counter fused_messages)" -eq 3 ]
-  step send 60000
-  [ "$(counter tcp_backlog_bytes)" -eq 1 ]
-  step notsent_is $((send + receive + segment - 180000))
-  step read 240000
-  step send 60000
-  step read 60000
-  counters
-  [ "$(counter fused_messages)" -eq 4 ]
-  set_fuse 0
-  step pace 10 # a segment
-  step notsent_is 0
-}
-
-@test "a thread that sleeps in recv is not woken when its socket's writer fills the other end's queue" {
-  load
-  open_steps
-  SERVER=$STEPS_PID
-  step rcvbuf 200000
-  step await_answer 10
-  step send 60000 4
-  [ "$(counter tcp_backlog_bytes)" -eq 1 ]
-  step notsent_is 0
-  step answer 10
-  step read 240000
-}
-
 @test "a late peer costs no byte and no failed send: 15,000 connections with rps_cpus on lo" {
   load
   printf '%x' $(((1 << $(nproc)) - 1)) >/sys/class/net/lo/queues/rx-0/rps_cpus

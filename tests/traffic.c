@@ -2012,7 +2012,6 @@ static int run_whole(char **args)
  *	take N		the client reads
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
  *	await N		recv() of as many, in a thread; answered once it sleeps
- *	await_answer N	the client reads so many, in a thread; answered once it sleeps
  *	poll		a thread sleeps in poll(2) for what does not come
  *	dup, undup	the server has a second descriptor, or no more
  *	lowat N		SO_RCVLOWAT of the reader
@@ -2024,7 +2023,6 @@ static int run_whole(char **args)
  *	sendfile N [TIMES]	by sendfile(), and read after each
  *	file N	by sendfile(), and not read
  *	pace N [TIMES]	in one send() each, and read after each
- *	notsent_is N	TCP_NOTSENT_LOWAT of the writer
  *	share N	end N (0: the client) enters the map of tests/neighbour.bpf.c, too
  */
 struct steps {
@@ -2065,15 +2063,6 @@ static void *await_step(void *argument)
 
 	steps->about_to_read = true;
 	read_step(steps, steps->wanted, steps->flags);
-	return NULL;
-}
-
-static void *await_answer_step(void *argument)
-{
-	struct steps *steps = argument;
-
-	steps->about_to_read = true;
-	take_answer(steps, steps->wanted);
 	return NULL;
 }
 
@@ -2163,15 +2152,11 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 		steps->answered += n;
 	} else if (!strcmp(name, "take")) {
 		take_answer(steps, n);
-	} else if (!strcmp(name, "waitall") || !strcmp(name, "await") ||
-		   !strcmp(name, "await_answer")) {
+	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
 		steps->wanted = n;
-		steps->flags = strcmp(name, "waitall") ? 0 : MSG_WAITALL;
+		steps->flags = strcmp(name, "await") ? MSG_WAITALL : 0;
 		steps->about_to_read = false;
-		if (pthread_create(&thread, NULL,
-				   strcmp(name, "await_answer") ? await_step
-								: await_answer_step,
-				   steps))
+		if (pthread_create(&thread, NULL, await_step, steps))
 			fail("pthread_create");
 		while (!steps->about_to_read)
 			usleep(1000);
@@ -2197,8 +2182,6 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 			fail("TCP_KEEPCNT");
 	} else if (!strcmp(name, "keepcnt_is")) {
 		await_option(steps->pair[1], TCP_KEEPCNT, n, 0);
-	} else if (!strcmp(name, "notsent_is")) {
-		await_option(steps->pair[0], TCP_NOTSENT_LOWAT, n, 0);
 	} else if (!strcmp(name, "keepidle_is")) {
 		await_option(steps->pair[1], TCP_KEEPIDLE, n, 100);
 	} else if (!strcmp(name, "edge")) {

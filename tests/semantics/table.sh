@@ -134,9 +134,7 @@ Three things can leave the reader without an edge until the next bytes come:
 A send of 48 KB and more that is ahead of its reader waits for it without sleeping, for some 0.25 ms
 at most ([design.md](design.md#flow-control) has the rules). If the reader does not catch up,
 messages go by TCP until the writer sleeps there. They are fused again once the reader has caught
-up. Meanwhile TCP holds few unsent bytes, mostly one message: \`TCP_NOTSENT_LOWAT\` of the writer
-reads as their number. The first segment that the writer sends afterwards puts the option back. If
-\`load.sh\` or \`unload.sh\` runs meanwhile, the option stays so for the life of the connection.
+up.
 
 ## A send that meets a close
 
