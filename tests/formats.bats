@@ -19,17 +19,23 @@ in_root() {
   umount "$root/tmp"
 }
 
-@test "--json fits its schema, on, damaged and off" {
-  local dir=$BATS_TEST_TMPDIR
-  load --account --exclude-port 80,90-99
+# told FORMAT OPTION...: what status.sh tells of a load with these options, one connection of
+# which 1,000 bytes wait and a remembered service: on, damaged and off
+told() {
+  load "${@:2}"
   open_steps
   step send 1000
   remember fe ff 0 0 value hex 2
-  status --json >"$dir/on"
+  status "$1" >"$BATS_TEST_TMPDIR/on"
   rm "$BPFFS/bpf_redir"
-  status --json >"$dir/damaged" || true
+  status "$1" >"$BATS_TEST_TMPDIR/damaged" || true
   unload --quiet
-  status --json >"$dir/off" || true
+  status "$1" >"$BATS_TEST_TMPDIR/off" || true
+}
+
+@test "--json fits its schema, on, damaged and off" {
+  local dir=$BATS_TEST_TMPDIR
+  told --json --account --exclude-port 80,90-99
   jq -c 'del(.connections[0].local)' "$dir/on" >"$dir/wrong"
   in_root bash -c 'for file in on damaged off; do jsonschema -i /tmp/$file /tmp/status.schema.json || exit; done'
   echo "$output"
@@ -41,15 +47,7 @@ in_root() {
 
 @test "--prometheus: promtool finds no fault, on, damaged and off, and the numbers are those of --json" {
   local dir=$BATS_TEST_TMPDIR
-  load --exclude-port 80 --max-connections 1000
-  open_steps
-  step send 1000
-  remember fe ff 0 0 value hex 2
-  status --prometheus >"$dir/on"
-  rm "$BPFFS/bpf_redir"
-  status --prometheus >"$dir/damaged" || true
-  unload --quiet
-  status --prometheus >"$dir/off" || true
+  told --prometheus --exclude-port 80 --max-connections 1000
   in_root bash -c 'for file in on damaged off; do promtool check metrics </tmp/$file || exit; done'
   echo "$output"
   [ "$status" -eq 0 ]
