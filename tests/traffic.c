@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/nbd.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <linux/tls.h>
@@ -1163,6 +1164,39 @@ static int run_deferred(void)
 }
 
 /*
+ * nbd: one end of a connection is handed to the kernel's block device, which reads there.
+ * Then the other end sends 16 bytes.
+ */
+static void *nbd_device(void *argument)
+{
+	ioctl(*(int *)argument, NBD_DO_IT);
+	return NULL;
+}
+
+static int run_nbd(void)
+{
+	int pair[2], device = open("/dev/nbd0", O_RDWR);
+	unsigned char byte;
+	pthread_t thread;
+
+	make_pair(pair);
+	send_all(pair[0], bytes_at(1, 0), 1);
+	recv_all(pair[1], &byte, 1);
+	if (device < 0 || ioctl(device, NBD_SET_SIZE, 4096UL) ||
+	    ioctl(device, NBD_SET_SOCK, pair[0]) ||
+	    pthread_create(&thread, NULL, nbd_device, &device))
+		fail("/dev/nbd0");
+	usleep(500000); /* it waits for an answer */
+	send_all(pair[1], bytes_at(2, 0), 16);
+	usleep(100000);
+	ioctl(device, NBD_DISCONNECT);
+	close(pair[1]);
+	pthread_join(thread, NULL);
+	ioctl(device, NBD_CLEAR_SOCK);
+	return 0;
+}
+
+/*
  * late: two threads read one socket.  One, of this name, finds bytes that went by TCP and
  * is on the way to take them, for half a second (tests/late.bpf.c).  The other takes them
  * meanwhile, and more are sent, for the first.
@@ -2245,6 +2279,8 @@ int main(int argc, char **argv)
 		return run_hold(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "alone"))
 		return run_alone(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "nbd"))
+		return run_nbd();
 	if (argc == 2 && !strcmp(argv[1], "deferred"))
 		return run_deferred();
 	if (argc == 2 && !strcmp(argv[1], "late"))

@@ -124,3 +124,12 @@ found_missing() {
   echo confidentiality >/sys/kernel/security/lockdown
   [ "$(found_missing true)" = lockdown ]
 }
+
+# It takes EAGAIN for an error, which fused bytes can make of a wake-up.
+@test "nothing is fused to a socket that the kernel itself reads: a network block device" {
+  [[ -b /dev/nbd0 ]] && grep -qa sk_use_task_frag /sys/kernel/btf/vmlinux || skip "no nbd, or the kernel does not show who reads"
+  timeout 60 "$TRAFFIC" nbd
+  counters
+  [ "$(since fused_messages)" -eq 1 ]
+  [ "$(since tcp_socket_option)" -eq 1 ]
+}
