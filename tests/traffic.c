@@ -461,9 +461,8 @@ static int run_stall(char **args)
 }
 
 /*
- * ahead SIZE DEPTH ROUNDS [MIB]: both ends write DEPTH chunks of SIZE bytes before they
- * read the first, and then one for each that they read.  Before that MIB go each way, as
- * fast as the other end reads.
+ * ahead SIZE DEPTH ROUNDS: both ends write DEPTH chunks of SIZE bytes before they read
+ * the first, and then one for each that they read.
  */
 struct ahead {
 	int fd;
@@ -492,35 +491,14 @@ static void *ahead_end(void *argument)
 	return NULL;
 }
 
-static void *ahead_stream(void *argument)
-{
-	struct ahead *end = argument;
-
-	for (int i = 0; i < end->rounds; i++)
-		send_all(end->fd, bytes_at(end->out, i), CHUNK_MAX);
-	return NULL;
-}
-
 static int run_ahead(char **args)
 {
 	struct ahead ends[2] = { { .out = 1, .in = 2 }, { .out = 2, .in = 1 } };
-	static unsigned char buffer[CHUNK_MAX];
 	pthread_t threads[2];
 	int pair[2];
 
 	make_pair(pair);
 	alarm(20); /* both wait */
-	for (int i = 0; i < 2 && args[3]; i++) {
-		struct ahead end = { .fd = pair[i], .out = 3, .rounds = atoi(args[3]) };
-
-		if (pthread_create(&threads[0], NULL, ahead_stream, &end))
-			return 1;
-		for (int k = 0; k < end.rounds; k++) {
-			recv_all(pair[!i], buffer, CHUNK_MAX);
-			check_bytes(buffer, 3, k, CHUNK_MAX);
-		}
-		pthread_join(threads[0], NULL);
-	}
 	for (int i = 0; i < 2; i++) {
 		ends[i].fd = pair[i];
 		ends[i].size = atoi(args[0]);
@@ -2259,7 +2237,7 @@ int main(int argc, char **argv)
 		return run_burst(argv + 2);
 	if (argc >= 4 && !strcmp(argv[1], "stall"))
 		return run_stall(argv + 2);
-	if (argc >= 5 && !strcmp(argv[1], "ahead"))
+	if (argc == 5 && !strcmp(argv[1], "ahead"))
 		return run_ahead(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "mix"))
 		return run_mix(argv + 2);
