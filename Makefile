@@ -43,7 +43,7 @@ APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat o
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
 	wrk sockperf docker.io passt
-VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light openssl procps tcpdump
+VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light open-iscsi openssl procps tcpdump tgt
 # Debian 12 as it comes, and what make load needs there
 BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
 # The programs of tests/apps.bats that splice

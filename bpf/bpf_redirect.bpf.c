@@ -373,8 +373,7 @@ static __always_inline bool strangers(struct tcp_sock *peer, u32 found)
  * before: it took them, and now holds the lock or is in the wait queue, where it put
  * itself before it let go of the lock; or another reader took them, and it is still on
  * its way, a stranger (two threads that read one socket).  sleeps_in() tells it from one
- * that sleeps for fused bytes, and each of those holds a reference to the psock, which
- * one in tcp_recvmsg() does not.
+ * that sleeps for fused bytes.
  *
  * The order: no TCP bytes (copied_seq), nobody who holds the lock to take them out of
  * TCP's queue, then the wait queue, then the references.  Who comes later finds TCP's
@@ -401,8 +400,7 @@ static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 			return true;
 	}
 	at = after(seen, address);
-	return READ(sk_of((struct tcp_sock *)at), sk_lock.owned) ||
-	       references(psock_of((struct tcp_sock *)at)) < 1 + HARMLESS_ONES(seen);
+	return READ(sk_of((struct tcp_sock *)at), sk_lock.owned);
 }
 
 /*

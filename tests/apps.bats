@@ -381,7 +381,7 @@ waits_in_recv() { [[ $(cat "/proc/$(pgrep -x "$1")/wchan" 2>/dev/null) == wait_w
 @test "redis-cli that waits and is interrupted gives up, and not with the port excluded" {
   local client code=0
   load
-  serve 6379 redis-server --port 6379 --save '' --dir /tmp
+  serve 6379 redis-server --port 6379 --save '' --dbfilename none
   app redis-cli blpop list 0 >"$BATS_TEST_TMPDIR/answer" 2>&1 3>&- &
   client=$!
   interrupt redis-cli

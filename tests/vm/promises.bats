@@ -133,3 +133,35 @@ found_missing() {
   [ "$(since fused_messages)" -eq 1 ]
   [ "$(since tcp_socket_option)" -eq 1 ]
 }
+
+# iscsid makes the connection, and gives the kernel its socket.
+@test "a disk by iSCSI: nothing is fused, and no connection of it stays behind" {
+  local dir target=iqn.2026-01.test:disk
+  modprobe iscsi_tcp && modprobe sd_mod || skip "this kernel has no iscsi_tcp"
+  load
+  before=$(counters)
+  dir=$(mktemp -d)
+  truncate -s 64M "$dir/disk"
+  head -c 8M /dev/urandom >"$dir/data"
+  mkdir -p /etc/iscsi /run/lock/iscsi
+  echo InitiatorName=iqn.2026-01.test:me >/etc/iscsi/initiatorname.iscsi
+  dmesg --clear
+  tgtd --iscsi portal=127.0.0.1:4260 3>&-
+  wait_for 20 tgtadm --op new --mode target --tid 1 -T "$target"
+  tgtadm --op new --mode logicalunit --tid 1 --lun 1 -b "$dir/disk"
+  tgtadm --op bind --mode target --tid 1 -I ALL
+  iscsid 3>&-
+  wait_for 20 iscsiadm -m node -o new -T "$target" -p 127.0.0.1:4260
+  timeout 60 iscsiadm -m node -T "$target" -p 127.0.0.1:4260 --login
+  wait_for 20 test -b /dev/sda
+  timeout 60 dd if="$dir/data" of=/dev/sda bs=1M oflag=direct
+  timeout 60 dd if=/dev/sda bs=1M count=8 iflag=direct | cmp - "$dir/data"
+  timeout 60 iscsiadm -m node -T "$target" --logout
+  counters
+  dmesg
+  (($(counter ends_may_splice) > $(counter ends_may_splice "$before")))
+  [ "$(since fused_messages)" -eq 0 ]
+  ! dmesg | grep sock_map_close
+  wait_for 20 eval '[[ ! $(ss -Htn state established "sport = :4260") ]]'
+  load --no-guard
+}

@@ -51,10 +51,10 @@ cp -ax /. /new
 touch /new/switched
 exec switch_root /new /init
 }'
-# kTLS and what it needs, for guard.bats; what pasta needs, and its test; a reader in the kernel
+# kTLS and what it needs, for guard.bats; what pasta needs, and its test; readers in the kernel
 modules=$(dirname "$(find "$boot" -path "*/lib/modules/$release")")
 [[ $release == *-arm64 ]] ||
-  (cd "$modules" && tar --ignore-failed-read -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto,drivers/net/veth.ko*,drivers/net/tun.ko*,drivers/block/nbd.ko*}) 2>/dev/null |
+  (cd "$modules" && tar --ignore-failed-read -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto,drivers/net/veth.ko*,drivers/net/tun.ko*,drivers/block/nbd.ko*,drivers/scsi/{*iscsi*,scsi_*,sd_mod*}}) 2>/dev/null |
   tar -C "$work/over/usr/lib/modules" -xf -
 cat >"$work/over/init" <<END
 #!/bin/bash
@@ -70,7 +70,7 @@ $cgroups
 mount -t bpf bpf /sys/fs/bpf
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
-[ ! -e "/lib/modules/$release" ] || { depmod && modprobe -a tls gcm veth tun nbd; }
+[ ! -e "/lib/modules/$release" ] || { depmod && modprobe -a tls gcm veth tun nbd iscsi_tcp sd_mod; }
 cd /src
 $(printf '%q ' "$@") </dev/null
 echo "vm: exit \$?"
