@@ -346,7 +346,6 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	u32 rcv_nxt;
-	u32 rcv_wup;	/* rcv_nxt when the last acknowledgment left */
 	u32 copied_seq; /* first byte the reader has not taken */
 	u32 write_seq;	/* first byte the writer has not queued */
 	u32 snd_una;

@@ -753,23 +753,6 @@ static __always_inline bool state_is_old(struct settings *set, struct tcp_sock *
 	       bpf_ktime_get_ns() / 1000 - own->tcp_mstamp > set->refresh * US_PER_S;
 }
 
-/*
- * The other end has sealed its direction, and waits for the acknowledgment of what it
- * sent: by TCP the message takes that along, and with its segment this end can leave.
- * Else the acknowledgment comes 40 ms later, for which Nagle holds the other's next.  Not
- * into the seam behind fused bytes.
- */
-static __always_inline bool may_go(struct settings *set, struct tcp_sock *own,
-				   struct direction *direction)
-{
-	struct tcp_sock *peer = direction ? direction->peer : NULL;
-	struct pair_key key;
-
-	return set->sealed && own->rcv_wup != own->rcv_nxt && peer &&
-	       no_fused_bytes(psock_of(peer)) && stored_key(own, &key) &&
-	       bpf_map_lookup_elem(&fuse_sealed, &key);
-}
-
 /* What speaks against fusing whoever the peer is. */
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own)
@@ -893,8 +876,7 @@ int bpf_redir(struct sk_msg_md *msg)
 		bpf_sk_storage_get(&fuse_directions, msg->sk, NULL,
 				   own->data_segs_out ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	outcome = writer_speaks_against(set, own);
-	if (!outcome && direction &&
-	    (is_leaving(direction) || may_go(set, own, direction)))
+	if (!outcome && direction && is_leaving(direction))
 		outcome = OUTCOME(tcp_backlog_number);
 	if (outcome)
 		goto by_tcp;
