@@ -63,6 +63,10 @@ as_on_tcp() {
   "$here/tests/adversaries/run.sh" "$ADVERSARY_SECONDS" two_readers || as_on_tcp two_readers
 }
 
+@test "a reader asleep inside TCP that is woken for nothing gets the byte that is sent at that moment" {
+  as_on_tcp woken_reader
+}
+
 @test "several threads send and receive on both ends of a connection that leaves the map" {
   as_on_tcp thread_pairs
 }

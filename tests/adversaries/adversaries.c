@@ -36,6 +36,7 @@ static const struct {
 	{ "nested_epoll", nested_epoll },
 	{ "zerocopy_receive", zerocopy_receive },
 	{ "two_readers", two_readers },
+	{ "woken_reader", woken_reader },
 	{ "thread_pairs", thread_pairs },
 	{ "acks_elsewhere", acks_elsewhere },
 	{ "schedule", schedule },

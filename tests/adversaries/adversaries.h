@@ -129,6 +129,7 @@ void sigio(void);
 void nested_epoll(void);
 void zerocopy_receive(void);
 void two_readers(void);
+void woken_reader(void);
 void thread_pairs(void);
 void acks_elsewhere(void);
 void schedule(void);

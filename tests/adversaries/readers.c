@@ -9,10 +9,12 @@
 #include <linux/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MAPPED (64 * 1024)
@@ -332,4 +334,145 @@ void two_readers(void)
 	start_watching();
 	for (; running(); counts->rounds++)
 		crowd_round(&c, &dice);
+}
+
+/*
+ * A process with one thread sleeps inside TCP: it has the first of two bytes that it
+ * waits for.  When the other end reads what it has sent, it is woken for nothing
+ * (sk_stream_write_space()) and goes back to sleep; the second byte is sent just then.
+ * Who holds the lock and who sleeps is read one after the other, so one look alone
+ * misses it between the two, once in some 50,000 rounds.
+ */
+#define WOKEN_ROUNDS 500 /* a connection */
+#define ASLEEP_NS 60000
+#define SMALL 16384   /* bytes, of a buffer that is full at once */
+#define WOKEN_NS 700  /* it takes the lock so long after, and up to */
+#define LOCKED_NS 900 /* so much later */
+
+struct woken {
+	atomic_int step;
+	unsigned char got[2];
+};
+enum { READY = 1, FIRST_SENT, GOES_TO_SLEEP, WOKEN_DONE };
+
+static void fill(int fd)
+{
+	while (send(fd, buffer, 4096, MSG_DONTWAIT) > 0)
+		;
+}
+
+static void sleep_for_two_bytes(int fd, struct woken *shared)
+{
+	pin(0);
+	for (int i = 0; i < WOKEN_ROUNDS; i++) {
+		set_int(fd, SOL_SOCKET, SO_RCVLOWAT, 2); /* the first by TCP */
+		fill(fd);
+		shared->step = READY;
+		spin_while(&shared->step, READY);
+		fill(fd);
+		set_int(fd, SOL_SOCKET, SO_RCVLOWAT, 1);
+		shared->step = GOES_TO_SLEEP;
+		if (recv(fd, shared->got, 2, MSG_WAITALL) != 2)
+			break;
+		shared->step = WOKEN_DONE;
+		while (shared->step == WOKEN_DONE)
+			;
+	}
+	_exit(0);
+}
+
+static void await_step(struct woken *shared, int step, struct watch *w)
+{
+	while (shared->step != step && !w->broken)
+		;
+}
+
+static void woken_round(int fd, struct woken *shared, struct flow *flow,
+			struct dice *dice, struct watch *w)
+{
+	await_step(shared, READY, w);
+	send_flow(fd, flow, 1, w);
+	shared->step = FIRST_SENT;
+	await_step(shared, GOES_TO_SLEEP, w);
+	spin_until(now_ns() + ASLEEP_NS);
+	(void)!recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT);
+	spin_until(now_ns() + WOKEN_NS + below(dice, LOCKED_NS));
+	send_flow(fd, flow, 1, w);
+	await_step(shared, WOKEN_DONE, w);
+	if (w->broken)
+		return;
+	took(flow, shared->got, 2);
+	while (recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0)
+		;
+	shared->step = 0;
+}
+
+/* Both buffers from the start, and without Nagle. */
+static void make_small_pair(int pair[2])
+{
+	struct sockaddr_in name;
+	int listener = make_listener(&name);
+
+	set_int(listener, SOL_SOCKET, SO_RCVBUF, SMALL);
+	pair[1] = socket(AF_INET, SOCK_STREAM, 0);
+	set_int(pair[1], SOL_SOCKET, SO_SNDBUF, SMALL);
+	if (connect(pair[1], (void *)&name, sizeof(name)))
+		give_up("connect");
+	pair[0] = accept(listener, NULL, NULL);
+	if (pair[0] < 0)
+		give_up("accept");
+	close(listener);
+	for (int i = 0; i < 2; i++)
+		set_int(pair[i], IPPROTO_TCP, TCP_NODELAY, 1);
+}
+
+static void woken_connection(struct woken *shared, struct dice *dice)
+{
+	static struct flow flow;
+	static struct watch w;
+	int pair[2];
+	;
+	pid_t child;
+
+	make_small_pair(pair);
+	set_int(pair[0], SOL_SOCKET, SO_RCVLOWAT, 2);
+	start_flow(&flow);
+	shared->step = 0;
+	watch(&w, "woken_reader", pair[0], -1);
+	send_flow(pair[0], &flow, 1, &w); /* fused */
+	read_flow(pair[1], &flow, 1, &w);
+	child = fork();
+	if (child < 0)
+		give_up("fork");
+	if (!child) {
+		close(pair[0]);
+		sleep_for_two_bytes(pair[1], shared);
+	}
+	w.child[0] = child;
+	close(pair[1]);
+	for (int i = 0; i < WOKEN_ROUNDS && !w.broken && !flow.wrong; i++) {
+		woken_round(pair[0], shared, &flow, dice, &w);
+		counts->rounds++;
+		moved(&w);
+	}
+	unwatch(&w);
+	if (!w.broken)
+		settle(&flow);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	close(pair[0]);
+}
+
+void woken_reader(void)
+{
+	struct woken *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+				    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct dice dice = dice_of(0);
+
+	if (shared == MAP_FAILED)
+		give_up("mmap");
+	start_watching();
+	pin(1);
+	while (running())
+		woken_connection(shared, &dice);
 }

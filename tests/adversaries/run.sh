@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/../helpers.bash"
 
 ALL=(refused_connect leaving_map leaving_map_lowat closing_peer under_way uring_seam sigio
-  nested_epoll zerocopy_receive two_readers thread_pairs acks_elsewhere schedule)
+  nested_epoll zerocopy_receive two_readers woken_reader thread_pairs acks_elsewhere schedule)
 FAULTS=(lost reordered failed hung)
 
 seconds=$1
