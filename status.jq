@@ -21,7 +21,7 @@ def network:
       "\([range(0; 16; 2) as $i | .[$i] * 256 + .[$i + 1] | hex] | join(":") | sub("(^|:)0(:0)+(:|$)"; "::"))/\($length)"
     end;
 
-# enum reason of bpf_sockmap.h
+# enum reason of bpf/maps.h
 def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"];
 
 def guard_reason: guard_reasons[.];

@@ -1,30 +1,22 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Optional: puts connections into sock_ops_map that are established already: those
- * from before the load (load.sh --adopt), or all once they are some seconds old
- * (--min-age), so that short ones do not pay for it.  Pinned as a BPF iterator; each read
- * of the pin runs this once for each TCP socket of the reader's network namespace.  The
- * kernel holds the socket's lock meanwhile (bpf_iter_tcp_seq_show), so nobody is in
- * the middle of sending or receiving.
+ * Optional: puts connections into sock_ops_map that are established already: those from
+ * before the load (load.sh --adopt), or all once they are some seconds old (--min-age),
+ * so that short ones do not pay for it.  Pinned as a BPF iterator; each read of the pin
+ * runs this once for each TCP socket of the reader's network namespace.  The kernel holds
+ * the socket's lock meanwhile (bpf_iter_tcp_seq_show), so nobody is in the middle of
+ * sending or receiving.
  *
- * Both ends enter or none: a read notes each end that may, and the next one puts
- * those in whose other end was noted too.
- *
- * bpf_redirect.bpf.c sends the first message of each direction by TCP, and so gets a
- * reader out of tcp_recvmsg() that was inside, unseen.
+ * Both ends enter or none: a read notes each end that may, and the next one puts those in
+ * whose other end was noted too.  bpf_redirect.bpf.c sends the first message of each
+ * direction by TCP, and so gets a reader out of tcp_recvmsg() that was inside, unseen.
  */
 #define PINNING LIBBPF_PIN_BY_NAME
-#include "bpf_enter.h"
-#include "bpf_splicers.h"
+#include "enter.h"
 
-#define TCP_ESTABLISHED 1
-#define SOL_TCP 6
 #define SOCK_OPS_CB_FLAGS 1008 /* TCP_BPF_SOCK_OPS_CB_FLAGS of linux/bpf.h since 6.12 */
-#define CGROUP_DEPTH 64
-#define MAX_CGROUPS 64
-#define NS_PER_S 1000000000ULL
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+#define CGROUP_DEPTH 64	       /* levels that are looked at */
+#define MAX_CGROUPS 64	       /* of load.sh --cgroup */
 
 /* Holds sock_ops_map, whose size differs from load to load. */
 struct {
@@ -44,7 +36,7 @@ struct {
 /* When an end was first seen (ktime), by the key under which it would be stored. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 131072); /* ends */
 	__type(key, struct pair_key);
 	__type(value, u64);
 } fuse_seen SEC(".maps");
@@ -107,15 +99,12 @@ static __always_inline bool call_back(struct tcp_sock *tp, struct direction *dir
 static __always_inline void adopt(struct settings *set, struct tcp_sock *tp,
 				  const struct pair_key *key, bool connected)
 {
+	void *map = array_value(&fuse_adopters);
 	struct direction *direction;
-	u32 zero = 0;
-	void *map;
 
-	map = bpf_map_lookup_elem(&fuse_adopters, &zero);
 	if (!map)
 		return;
-	direction = bpf_sk_storage_get(&fuse_directions, tp, NULL,
-				       BPF_SK_STORAGE_GET_F_CREATE);
+	direction = direction_of(tp);
 	if (!direction)
 		return;
 	direction->adopted = 1;
@@ -149,9 +138,7 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 		return 0;
 	if (!tell_end(tp, &connected) || kept_out(set, tp, connected) || !in_cgroup(tp))
 		return 0;
-	if (IS_SPLICERS(set, tp))
-		return 0;
-	if (set->nonblocking && !never_waits(tp))
+	if (IS_SPLICERS(set, tp) || (set->nonblocking && !never_waits(tp)))
 		return 0;
 	key = own_key(tp, connected);
 	if (age_of(tp, &key) > set->min_age * NS_PER_S)

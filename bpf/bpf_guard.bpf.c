@@ -9,14 +9,12 @@
  * place of TCP's for a socket in a sockhash, so no other socket pays for them.  Needs
  * BTF trampolines; load.sh says so where the kernel has none.
  */
-#include "bpf_sockmap.h"
+#include "maps.h"
 #include <linux/io_uring.h>
 
 #define EAGAIN 11
 #define EINVAL 22
 #define MAY_READ 4 /* linux/fs.h */
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
 #define MSG_OOB 0x1
 #define MSG_TRUNC 0x20
 #define MSG_DONTWAIT 0x40
@@ -35,10 +33,8 @@
 #define NR_SENDFILE_ARM 187
 #define NR_SENDFILE64_ARM 239
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/* net/ipv4/tcp_bpf.c: static, so known by its address alone */
-extern const void tcp_bpf_recvmsg __ksym;
+extern const void tcp_recvmsg __ksym __weak;
+extern const void tcp_bpf_recvmsg __ksym __weak; /* static: known by its address alone */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct pt_regs___x86 {
@@ -85,7 +81,7 @@ static __always_inline bool worker_splices(struct task_struct *task)
 	work = BPF_CORE_READ(worker, cur_work);
 	if (!work)
 		return false;
-	request = (void *)work - bpf_core_field_offset(struct io_kiocb, work);
+	request = CONTAINER(work, struct io_kiocb, work);
 	return BPF_CORE_READ(request, opcode) == IORING_OP_SPLICE;
 }
 
@@ -150,7 +146,6 @@ static __always_inline u64 mark(struct sock *sk, u64 add)
 static __always_inline bool may_be_adopted(struct sock *sk)
 {
 	struct settings *set = array_value(&fuse_settings);
-
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 
 	return tp && set && set->min_age && both_ends_loopback(tp) &&
@@ -191,12 +186,11 @@ static __always_inline bool may_splice(struct sock *sk)
 }
 
 /*
- * Splice from a socket looks at TCP's queue only and would wait for ever.
- * EINVAL is what it answers for a file that cannot be spliced; Go then reads.
- * (HAProxy may wait for ever, so it is in the list splicers.)  The hook is the one that
- * every read passes (rw_verify_area), since every splice does, those of io_uring and of
- * programs of 32 bits, too; docs/semantics.md says what it costs, and why no other will
- * do.
+ * Splice from a socket looks at TCP's queue only and would wait for ever.  EINVAL is
+ * what it answers for a file that cannot be spliced; Go then reads.  (HAProxy may wait
+ * for ever, so it is in the list splicers.)  The hook is the one that every read passes
+ * (rw_verify_area), since every splice does, those of io_uring and of programs of 32
+ * bits, too; docs/semantics.md says what it costs, and why no other will do.
  */
 SEC("fmod_ret/security_file_permission")
 int guard_splice(u64 *ctx)

@@ -4,19 +4,15 @@
  * proxy on the loopback address of their network namespace, as with a REDIRECT rule of
  * iptables, but before there is a packet.  The proxy asks for the original destination
  * with SO_ORIGINAL_DST, getpeername() of the client tells it, too, and both legs are
- * loopback or --net connections, which bpf_contrack.bpf.c fuses.
- *
- * Left alone: the proxy's own connections, those to loopback, and UDP.
+ * loopback or --net connections, which bpf_contrack.bpf.c fuses.  Left alone: the proxy's
+ * own connections, those to loopback, and UDP.
  */
-#include "bpf_sockmap.h"
+#include "maps.h"
 
 #define SOCK_STREAM 1
-#define IPPROTO_TCP 6
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define SO_ORIGINAL_DST 80 /* linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is, too */
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Written by load.sh, numbers with the lowest byte first. */
 struct sidecar {
@@ -57,7 +53,7 @@ struct source {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 65536); /* connections */
 	__type(key, struct source);
 	__type(value, struct place);
 } fuse_sources SEC(".maps");
@@ -79,10 +75,7 @@ static __always_inline bool is_mapped(const u32 *words)
 	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
 }
 
-/*
- * An end's address as the words of struct place.  All are read first: the verifier
- * takes no pointer into a context.
- */
+/* An end's address in struct place.  The verifier takes no pointer into a context. */
 #define KNOWN_AS(words, family, ip4, ip6)                                                \
 	do {                                                                             \
 		u32 w0 = (ip6)[0], w1 = (ip6)[1], w2 = (ip6)[2], w3 = (ip6)[3];          \

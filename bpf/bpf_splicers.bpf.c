@@ -5,14 +5,9 @@
  * read of its pin runs this once for each open file of each process.
  */
 #define PINNING LIBBPF_PIN_BY_NAME
-#include "bpf_splicers.h"
+#include "splicers.h"
 
-#define IPPROTO_TCP 6
 #define TCP_LISTEN 10
-#define S_IFMT 00170000
-#define S_IFSOCK 0140000
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 static __always_inline bool is_tcp(struct sock *sk)
 {

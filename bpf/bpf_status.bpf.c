@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Optional: lists the sockets in sock_ops_map, for status.sh.  Pinned as a BPF
- * iterator; each read of the pin runs this once for each socket and prints a line,
- * fields between tabs: local and remote address, network namespace (inode), cookie,
- * own and peer's key, outcome, backlog and, with load.sh --account, bytes and age.
- * Nothing is locked and nothing changed; a socket that closes meanwhile is listed
- * or not.  A last line tells the id of the map's verdict program.
- *
- * bpftool cannot lend maps to an iterator, so the sender's struct direction is
- * found where the kernel keeps it, in the socket.
+ * Optional: lists the sockets in sock_ops_map, for status.sh.  Pinned as a BPF iterator;
+ * each read of the pin runs this once for each socket and prints a line, fields between
+ * tabs: local and remote address, network namespace (inode), cookie, own and peer's key,
+ * outcome, backlog and, with load.sh --account, bytes and age.  Nothing is locked and
+ * nothing changed; a socket that closes meanwhile is listed or not.  A last line tells
+ * the id of the map's verdict program.  bpftool cannot lend maps to an iterator, so the
+ * sender's struct direction is found where the kernel keeps it, in the socket.
  */
-#include "bpf_sockmap.h"
+#include "maps.h"
 
 #define MAX_STORAGES 16 /* of one socket, other programs' included */
-#define NS_PER_S 1000000000
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 static __always_inline bool is_directions(struct bpf_map *map)
 {
@@ -30,7 +25,7 @@ static __always_inline bool is_directions(struct bpf_map *map)
 }
 
 /* A copy; as new if the socket has none. */
-static __always_inline struct direction direction_of(struct tcp_sock *tp)
+static __always_inline struct direction copy_of_direction(struct tcp_sock *tp)
 {
 	struct bpf_local_storage *storage = READ(sk_of(tp), sk_bpf_storage);
 	struct direction direction = {};
@@ -38,16 +33,12 @@ static __always_inline struct direction direction_of(struct tcp_sock *tp)
 
 	for (int i = 0; i < MAX_STORAGES && node; i++) {
 		struct bpf_local_storage_elem *elem =
-			(void *)node -
-			bpf_core_field_offset(struct bpf_local_storage_elem, snode);
+			CONTAINER(node, struct bpf_local_storage_elem, snode);
 		struct bpf_map *map = &READ(elem, sdata.smap)->map;
 
 		if (is_directions(map)) {
-			bpf_probe_read_kernel(
-				&direction, sizeof(direction),
-				(void *)elem + bpf_core_field_offset(
-						       struct bpf_local_storage_elem,
-						       sdata.data));
+			bpf_probe_read_kernel(&direction, sizeof(direction),
+					      elem->sdata.data);
 			break;
 		}
 		node = READ(node, next);
@@ -106,7 +97,7 @@ static __always_inline void print_socket(struct seq_file *seq, struct tcp_sock *
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
 	struct sk_psock *psock = psock_of(tp);
-	struct direction direction = direction_of(tp);
+	struct direction direction = copy_of_direction(tp);
 	struct pair_key peer;
 
 	peer_key(tp, &peer); /* of a socket that has just left the map no end finds it */

@@ -39,7 +39,7 @@ build() {
 older_sockfuse() {
   mkdir "$1"
   cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$1"
-  sed -i 's/^struct settings {$/&\n\tu8 older[9];/' "$1/bpf/bpf_sockmap.h"
+  sed -i 's/^struct settings {$/&\n\tu8 older[9];/' "$1/bpf/maps.h"
   make -s -C "$1"
 }
 

@@ -1,39 +1,34 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Programs that may splice from their sockets: those of the list splicers, which do not
- * read where the guard makes splice answer EINVAL; and Go programs, which do, where there
- * is no guard.  splice(2) looks at TCP's queue alone: from a fused socket it waits for
- * ever, or tells of the end of the stream while fused bytes wait.  No state of a socket
- * shows who will do so, but the callbacks run in the task that connects or listens.  Its
- * connections stay plain TCP from their first byte, and so do those to its services.
- * bpf_splicers.bpf.c does the same with what is there before the load.
+ * Keeps the sockets of programs that may splice out of the map: those of the list
+ * splicers, which do not read where the guard makes splice answer EINVAL; and Go
+ * programs, which do, where there is no guard.
  *
- * A program that only accepts, on a socket that another one made, is not seen here: the
- * name of the one that listens stands for it (systemd, inetd).
+ * splice(2) looks at TCP's queue alone: from a fused socket it waits for ever, or tells
+ * of the end of the stream while fused bytes wait.  No state of a socket shows who will
+ * do so, but the callbacks run in the task that connects or listens.  Its connections
+ * stay plain TCP from their first byte, and so do those to its services.  A program that
+ * only accepts, on a socket that another one made, is not seen here: the name of the one
+ * that listens stands for it (systemd, inetd).
  */
-#ifndef SOCKFUSE_BPF_SPLICERS_H
-#define SOCKFUSE_BPF_SPLICERS_H
+#pragma once
 
-#include "bpf_sockmap.h"
+#include "maps.h"
 
 #define SIGBUS 7 /* asm-generic/signal.h */
 #define SIGSEGV 11
 #define SIGURG 23
 #define SIG_IGN 1
 
-/*
- * By their names (comm, filled up with zeros): load.sh.  The empty name stands for those
- * in Go.
- */
 struct program {
-	char name[16];
+	char name[16]; /* comm, filled up with zeros; empty: any program in Go */
 };
 
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 4096); /* names */
 	__type(key, struct program);
 	__type(value, u8);
 } fuse_programs SEC(".maps");
@@ -56,7 +51,7 @@ struct {
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 4096); /* ends */
 	__type(key, struct pair_key);
 	__type(value, u8);
 } fuse_diallers SEC(".maps");
@@ -162,5 +157,3 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 /* sk: of either type that bpf_sk_storage_get() takes */
 #define IS_SPLICERS(set, sk)                                                             \
 	((set)->splicers && bpf_sk_storage_get(&fuse_splicers, sk, NULL, 0))
-
-#endif /* SOCKFUSE_BPF_SPLICERS_H */

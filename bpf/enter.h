@@ -1,26 +1,21 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Which sockets may enter sock_ops_map, for the two programs that put them there:
- * bpf_contrack.bpf.c when the handshake ends, bpf_adopt.bpf.c later.
+ * Which sockets may enter sock_ops_map: one answer for the two programs that put them
+ * there, bpf_contrack.bpf.c when the handshake ends, and bpf_adopt.bpf.c later.
  */
-#ifndef SOCKFUSE_BPF_ENTER_H
-#define SOCKFUSE_BPF_ENTER_H
+#pragma once
 
-#include "bpf_sockmap.h"
-#include "bpf_splicers.h"
+#include "splicers.h"
 
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
 
-/*
- * Ports of services: those of load.sh --port, 1; of --exclude-port, 0; and those that are
- * left out unless they are listed, 2.
- */
+/* 1: load.sh --port; 0: --exclude-port; 2: left out unless it is listed */
 struct {
 	__uint(pinning, PINNING);
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 65536); /* ports of services */
 	__type(key, u16);
 	__type(value, u8);
 } fuse_ports SEC(".maps");
@@ -76,10 +71,9 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 {
 	struct service service = service_of(tp, connected);
 	u16 port = service.port;
+	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	u32 outcome;
-	u8 *listed;
 
-	listed = bpf_map_lookup_elem(&fuse_ports, &port);
 	if (listed ? *listed != 1 : set->listed)
 		return OUTCOME(ends_excluded);
 	outcome = connected ? 0 : outcome_of_dialler(tp); /* first: takes the entry out */
@@ -89,9 +83,7 @@ static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
 		return outcome;
 	if (is_kernels(tp) || not_plain_tcp(tp))
 		return OUTCOME(ends_left_out);
-	if (psock_of(tp)) /* in a map already */
-		return OUTCOME(ends_refused);
-	return 0;
+	return psock_of(tp) ? OUTCOME(ends_refused) : 0; /* in a map already */
 }
 
 /* op: that of the sockops program when such an end is established */
@@ -125,5 +117,3 @@ static __always_inline void trace_end(struct tcp_sock *tp, bool connected)
 		bpf_printk("sockfuse: ipv6 op = %d, %pI6 port %d --> %pI6 port %d", op,
 			   local, lport, remote, rport);
 }
-
-#endif /* SOCKFUSE_BPF_ENTER_H */

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * A socket leaves the map while it lives in three steps, so that no message is lost and
+ * no send fails; bpf_redirect.bpf.c and bpf_contrack.bpf.c rely on that.  A is an end, B
+ * the other.  Each runs its part in HDR_OPT_LEN, before a segment of its own and under
+ * its own lock, and takes out nobody but itself.
+ *
+ * 1. seal(), A: from now on A sends by TCP alone (direction->sealed, which
+ *    bpf_redirect.bpf.c asks first, under the same lock), and no fused message of A is
+ *    under way (direction->quiet; quiet() has the proof).  So B's fused queue never grows
+ *    again.  A writes B's key into fuse_sealed.
+ * 2. leave(), B: its direction is sealed by A, and its fused queue is empty.  B takes
+ *    itself out.  A message of B may be under way to A: A is still in the map, and what
+ *    is under way holds a reference to B's psock.  A call that sleeps inside B's
+ *    tcp_bpf_recvmsg() holds one, too, and wakes by TCP's bytes.
+ * 3. leave(), A: B has no psock.  So no call is inside it, and none of B's messages is
+ *    under way: what it delivered to A was delivered under A's lock, before this.  Nor
+ *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
+ *
+ * An end that has closed has no psock, either: to the other that is as good as 3.  So is
+ * one that never entered the map (direction->alone): nothing fused comes from it.  Who
+ * has acknowledged or sent a byte after the handshake is past the callback in which it
+ * would have entered, so an end that is not in the map then never will be, but by
+ * adoption (is_alone() here, peer_in_map() in seam.h).
+ *
+ * What is read of the other end: each reads the other's queue, but for step 3, only so
+ * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
+ * costs that reader time (mend_as_reader()).  Once B's psock is gone, it never comes
+ * back.  The cached address of B may be another socket's once B has been freed; then B
+ * has closed, and it is right to leave A in the map, and right to take it out.
+ */
+#pragma once
+
+#include "maps.h"
+#include "waiters.h"
+
+/* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
+static __always_inline bool is_leaving(struct direction *direction)
+{
+	return direction->sealed ||
+	       (direction->leaving && no_fused_bytes(psock_of(direction->peer)));
+}
+
+/*
+ * Is no message of this end under way, between its verdict and the peer's queue?
+ *
+ * tcp_bpf_sendmsg() holds a reference to the sender's psock from before the verdict until
+ * the message is in the peer's queue.  It took that before it took the lock that is held
+ * now, so whoever is under way is counted.  Two references are the map's and that of the
+ * call that this runs for.  Each sleeper in tcp_bpf_recvmsg() has one as well, and enters
+ * and leaves the wait queue under the same lock.  (Pollers come and go without it, and
+ * may lead the walk astray, so two walks must agree.)  For any other call inside, one
+ * that waits for the lock perhaps, the answer is no, which is safe.
+ *
+ * direction->quiet keeps a yes until the next message is fused: no verdict falls
+ * without this program, so nobody gets under way in between.
+ */
+static __always_inline bool quiet(struct tcp_sock *own)
+{
+	u32 others = references(psock_of(own)) - 2, found;
+
+	if (!in_map(own))
+		return false;
+	if (!others)
+		return true;
+	found = waiters_of(address_of(own), SLEEPS_FUSED);
+	return others == HARMLESS_ONES(found) && !(found & WAITER_IN_TCP) &&
+	       found == waiters_of(address_of(own), SLEEPS_FUSED);
+}
+
+/* But for the map, nobody holds the psock of a socket that is in it. */
+static __always_inline bool nobody_inside(struct tcp_sock *tp)
+{
+	return references(psock_of(tp)) == 1 && in_map(tp);
+}
+
+/* Step 1 */
+static __always_inline void seal(struct settings *set, struct tcp_sock *tp,
+				 struct direction *direction)
+{
+	struct pair_key reader;
+	u8 yes = 1;
+
+	if (direction->sealed && is_out(direction->peer))
+		return;
+	if (!no_fused_bytes(psock_of(direction->peer)) || !no_fused_bytes(psock_of(tp)))
+		return;
+	if (!is_out(tp) && !direction->quiet && !nobody_inside(tp))
+		return;
+	if (!peer_key(tp, &reader) ||
+	    bpf_map_update_elem(&fuse_sealed, &reader, &yes, BPF_ANY))
+		return;
+	direction->sealed = 1;
+	set->sealed = 1;
+}
+
+/* By TCP this end would get behind what it has sent fused. */
+static __always_inline bool answer_waits(struct direction *direction)
+{
+	return direction && direction->peer && !no_fused_bytes(psock_of(direction->peer));
+}
+
+/* Steps 2 and 3; wanted: the latter has a use, too. */
+static __always_inline void leave(struct settings *set, struct tcp_sock *tp,
+				  struct direction *direction, bool wanted)
+{
+	struct sk_psock *psock = psock_of(tp);
+	bool alone = direction && (direction->alone || (wanted && direction->peer &&
+							is_out(direction->peer)));
+	struct pair_key key;
+
+	if (!in_map(tp) || !no_fused_bytes(psock) || !(alone || set->sealed) ||
+	    !stored_key(tp, &key))
+		return;
+	if (!alone &&
+	    (answer_waits(direction) || !bpf_map_lookup_elem(&fuse_sealed, &key)))
+		return;
+	bpf_map_delete_elem(&fuse_sealed, &key);
+	if (!bpf_map_delete_elem(&sock_ops_map, &key))
+		COUNT(ends_unfused);
+	forget_marks(tp); /* last, or it could be marked again */
+}
+
+/*
+ * The peer has acknowledged bytes, so it is past the callback in which it could have
+ * entered the map, and it is not there.  One (bytes_acked) may be for the SYN.  The
+ * peer of an adopted end may still be on its way.
+ */
+static __always_inline bool is_alone(struct tcp_sock *own, struct direction *direction)
+{
+	return own->bytes_acked > 1 && !direction->adopted;
+}
