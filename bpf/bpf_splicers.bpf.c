@@ -3,6 +3,10 @@
  * Marks the TCP sockets that programs which may splice have already when sockfuse is
  * loaded, and their services, as mark_splicer() does with later ones.  A BPF iterator: a
  * read of its pin runs this once for each open file of each process.
+ *
+ * Where the guard makes splice answer EINVAL, a Go program reads instead, but only if it
+ * has not spliced from that connection before.  So its established ones are marked there,
+ * too: --adopt leaves them on TCP.
  */
 #define PINNING LIBBPF_PIN_BY_NAME
 #include "splicers.h"
@@ -50,8 +54,12 @@ int bpf_splicers(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct socket *socket;
+	bool stays_out;
 
-	if (!task || !file || !may_splice(task))
+	if (!task || !file)
+		return 0;
+	stays_out = may_splice(task);
+	if (!stays_out && !is_go(task))
 		return 0;
 	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)) {
 		note_unmarked(file);
@@ -60,7 +68,11 @@ int bpf_splicers(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	if (!socket || !is_tcp(socket->sk))
 		return 0;
+	if (!stays_out &&
+	    READ_BITFIELD(socket->sk, __sk_common.skc_state) != TCP_ESTABLISHED)
+		return 0;
 	bpf_sk_storage_get(&fuse_splicers, socket->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	note_service(socket->sk, REASON_MAY_SPLICE);
+	if (stays_out)
+		note_service(socket->sk, REASON_MAY_SPLICE);
 	return 0;
 }

@@ -252,6 +252,23 @@ flagged() {
   [[ $(guarded) == *" 1"* ]]
 }
 
+@test "--adopt: what a Go proxy splices already stays TCP, and its next connections are fused" {
+  local client tracked
+  files
+  serve 8080 nginx -c /tmp/nginx.conf
+  serve 7100 "$here/tests/vm/proxy" 127.0.0.1:7100 127.0.0.1:8080
+  (curl -sSf --limit-rate 100M --max-time 600 "http://127.0.0.1:7100/huge" | cmp - /tmp/www/huge) 3>&- &
+  client=$!
+  sleep 2
+  load --adopt
+  kill -0 "$client" # not over yet
+  wait "$client"
+  [ -z "$(guarded)" ]
+  tracked=$(counter ends_tracked)
+  curl -sSf "http://127.0.0.1:7100/small" | cmp - /tmp/www/small
+  (($(counter ends_tracked) > tracked))
+}
+
 @test "--min-age: a proxy that splices is remembered before its connections would be adopted" {
   files
   load --min-age 1

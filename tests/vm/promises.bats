@@ -105,26 +105,6 @@ since() { echo $(($(counter "$1") - $(counter "$1" "$before"))); }
   done
 }
 
-# found_missing: what load.sh --check finds missing in a mount namespace where $1 was run
-found_missing() {
-  unshare --mount bash -c "$1 && $here/load.sh --check --json" >"$BATS_TEST_TMPDIR/json" && return 1
-  jq -r '[.findings[] | select(.result == "missing").subject] | join(" ")' "$BATS_TEST_TMPDIR/json"
-}
-
-# The last test: lockdown cannot be taken back.
-@test "load.sh --check names exactly what lacks: BTF, cgroup2, lockdown" {
-  mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || true
-  [ "$(found_missing 'mount -t tmpfs none /sys/kernel/btf')" = BTF ]
-  # of a kernel that keeps fused bytes elsewhere
-  [ "$(found_missing 'LC_ALL=C sed "s/\x00ingress_msg\x00/\x00backlog_msg\x00/" /sys/kernel/btf/vmlinux >/tmp/btf && mount --bind /tmp/btf /sys/kernel/btf/vmlinux')" = BTF ]
-  [ "$(found_missing 'umount -t cgroup2 -a')" = cgroup2 ]
-  if [[ ! -e /sys/kernel/security/lockdown ]]; then
-    skip "this kernel has no lockdown"
-  fi
-  echo confidentiality >/sys/kernel/security/lockdown
-  [ "$(found_missing true)" = lockdown ]
-}
-
 # It takes EAGAIN for an error, which fused bytes can make of a wake-up.
 @test "nothing is fused to a socket that the kernel itself reads: a network block device" {
   [[ -b /dev/nbd0 ]] && grep -qa sk_use_task_frag /sys/kernel/btf/vmlinux || skip "no nbd, or the kernel does not show who reads"
@@ -164,4 +144,24 @@ found_missing() {
   ! dmesg | grep sock_map_close
   wait_for 20 eval '[[ ! $(ss -Htn state established "sport = :4260") ]]'
   load --no-guard
+}
+
+# found_missing: what load.sh --check finds missing in a mount namespace where $1 was run
+found_missing() {
+  unshare --mount bash -c "$1 && $here/load.sh --check --json" >"$BATS_TEST_TMPDIR/json" && return 1
+  jq -r '[.findings[] | select(.result == "missing").subject] | join(" ")' "$BATS_TEST_TMPDIR/json"
+}
+
+# The last test: lockdown cannot be taken back.
+@test "load.sh --check names exactly what lacks: BTF, cgroup2, lockdown" {
+  mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || true
+  [ "$(found_missing 'mount -t tmpfs none /sys/kernel/btf')" = BTF ]
+  # of a kernel that keeps fused bytes elsewhere
+  [ "$(found_missing 'LC_ALL=C sed "s/\x00ingress_msg\x00/\x00backlog_msg\x00/" /sys/kernel/btf/vmlinux >/tmp/btf && mount --bind /tmp/btf /sys/kernel/btf/vmlinux')" = BTF ]
+  [ "$(found_missing 'umount -t cgroup2 -a')" = cgroup2 ]
+  if [[ ! -e /sys/kernel/security/lockdown ]]; then
+    skip "this kernel has no lockdown"
+  fi
+  echo confidentiality >/sys/kernel/security/lockdown
+  [ "$(found_missing true)" = lockdown ]
 }
