@@ -28,8 +28,10 @@ COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
-SHELL_FILES := status.sh packaging/build.sh packaging/sockfuse.bash common.sh kernel.sh preflight.sh load.sh unload.sh adopt.sh trace_bpf_output.sh trace_lo_traffic.sh \
-	deps.sh tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+# What the commands share; deps.sh is for this Makefile alone.
+SHARED := $(filter-out lib/deps.sh,$(wildcard lib/*.sh lib/*.jq)) lib/splicers lib/faults
+SHELL_FILES := $(COMMANDS:=.sh) $(wildcard lib/*.sh) packaging/build.sh packaging/sockfuse.bash \
+	tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
@@ -99,22 +101,22 @@ tests/vm/proxy: tests/apps/proxy.go
 
 # Installs what is missing, with the host's own package manager.
 deps:
-	$(Q)./deps.sh load
+	$(Q)lib/deps.sh load
 
 load:
-	$(Q)./deps.sh load
+	$(Q)lib/deps.sh load
 	$(Q)$(MAKE) objects
 	$(Q)BPFTOOL=$(BPFTOOL) ./load.sh
 
 # Nothing is downloaded for it but packages of this host's distribution.
 check:
-	$(Q)./deps.sh load check
+	$(Q)lib/deps.sh load check
 	$(Q)$(MAKE) objects helpers
 	$(Q)BPFTOOL=$(BPFTOOL) tests/run.sh $(filter-out $(APPS_TESTS),$(wildcard tests/*.bats))
 
 # The rest.  FULL=1: as much through programs that splice as is promised, see tests/apps.bats.
 check-apps:
-	$(Q)./deps.sh load check apps
+	$(Q)lib/deps.sh load check apps
 	$(Q)$(MAKE) objects helpers
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true # tests/apps.bats says what is skipped
 	$(Q)tests/bpftools.sh || true # and tests/bpftools.bats
@@ -122,7 +124,7 @@ check-apps:
 
 # What is promised, on Debian's KERNEL under emulation (6.12, or 6.12-arm64), or on each.
 vmcheck vmcheck-all: objects helpers
-	$(Q)./deps.sh load check vm
+	$(Q)lib/deps.sh load check vm
 	$(Q)tests/bpftools.sh || true
 	$(Q)if tests/debian.sh trixie tests/vm/root $(VM_PACKAGES); then \
 		tests/vm/check.sh $(if $(filter vmcheck,$@),$(or $(KERNEL),5.10 6.1 6.12),--table docs/kernels.md 5.10 6.1 6.12 newest 6.12-arm64); \
@@ -133,7 +135,7 @@ vmcheck vmcheck-all: objects helpers
 # The guard, on one, and by make load and as a service on Debian 12; programs that splice,
 # on each kernel; takes long.
 guardcheck: objects helpers
-	$(Q)./deps.sh load check vm
+	$(Q)lib/deps.sh load check vm
 	$(Q)tests/debian.sh bookworm tests/apps/root $(APPLICATIONS)
 	$(Q)$(MAKE) tests/vm/proxy
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
@@ -149,20 +151,20 @@ guardcheck: objects helpers
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
 bench bench-quick: objects helpers
-	$(Q)./deps.sh load check apps
+	$(Q)lib/deps.sh load check apps
 	$(Q)$(if $(filter bench,$@),tests/debian.sh bookworm tests/apps/root $(APPLICATIONS) || true) # run.sh says what it leaves out
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/run.sh $(if $(filter bench-quick,$@),--quick) $(BENCH)
 	$(Q)jq -r -f bench/report.jq $(BENCH)
 
 # Writes docs/benchmarks.md, its plots and the tables of the READMEs from $(BENCH) and from a profile.
 benchmarks: objects helpers
-	$(Q)./deps.sh load check bench
+	$(Q)lib/deps.sh load check bench
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/profile.sh bench/profile.md
 	$(Q)bench/document.sh $(BENCH) bench/profile.md docs README.md README.zh.md
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:
-	$(Q)./deps.sh load demo
+	$(Q)lib/deps.sh load demo
 	$(Q)$(MAKE) -s objects bench/load
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/demo.sh
 
@@ -172,7 +174,7 @@ semantics: objects helpers
 
 # Writes tests/semantics/kernels.tsv, from emulated machines.
 semantics-kernels: objects helpers
-	$(Q)./deps.sh load check vm
+	$(Q)lib/deps.sh load check vm
 	$(Q)tests/debian.sh trixie tests/vm/root $(VM_PACKAGES)
 	$(Q)for kernel in 6.1 6.12; do tests/vm/run.sh $$kernel tests/semantics/modes.sh; done | \
 		sed -n 's/^.*differs\t/differs\t/p' >tests/semantics/kernels.tsv
@@ -188,10 +190,10 @@ DOCDIR = $(PREFIX)/share/doc/sockfuse
 command = sockfuse-$(subst _,-,$(1))
 
 install: objects
-	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
+	$(Q)install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR)/lib $(LIBDIR)/bpf/compat $(UNITDIR) $(MANDIR)/man5 $(MANDIR)/man8 \
 		$(COMPLETIONDIR) $(DOCDIR) $(SYSCONFDIR))
 	$(Q)install -m 755 $(COMMANDS:=.sh) $(DESTDIR)$(LIBDIR)
-	$(Q)install -m 644 common.sh kernel.sh preflight.sh status.jq splicers faults $(DESTDIR)$(LIBDIR)
+	$(Q)install -m 644 $(SHARED) $(DESTDIR)$(LIBDIR)/lib
 	$(Q)install -m 644 $(OBJECTS) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)install -m 644 $(COMPAT) $(DESTDIR)$(LIBDIR)/bpf/compat
 	$(Q)install -m 755 $(BINARIES) $(DESTDIR)$(LIBDIR)/bpf
@@ -219,11 +221,11 @@ uninstall:
 	$(Q)! cmp -s packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf || rm $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf
 
 deb: objects
-	$(Q)./deps.sh deb
+	$(Q)lib/deps.sh deb
 	$(Q)packaging/build.sh deb
 
 rpm: objects
-	$(Q)./deps.sh rpm
+	$(Q)lib/deps.sh rpm
 	$(Q)packaging/build.sh rpm
 
 # CALLS and SEED may be given.
@@ -238,13 +240,13 @@ adversaries: objects helpers
 # The tests of Go, CPython, libuv and libevent, or of SUITES (see tests/foreign/run.sh), plain
 # and fused; about 20 minutes.
 foreign: objects helpers
-	$(Q)./deps.sh load check apps
+	$(Q)lib/deps.sh load check apps
 	$(Q)tests/debian.sh bookworm tests/foreign/root $(FOREIGN_PACKAGES)
 	$(Q)tests/foreign/build.sh
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh tests/foreign/run.sh $(SUITES)
 
 lint:
-	$(Q)./deps.sh lint
+	$(Q)lib/deps.sh lint
 	$(Q)shellcheck -x $(SHELL_FILES)
 	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)

@@ -2,8 +2,7 @@
 # Fuses connections that are established already.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF

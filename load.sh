@@ -2,10 +2,8 @@
 # Starts sockfuse: loads both programs, pins them and attaches them.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
-# shellcheck source=kernel.sh
-. "$here/kernel.sh"
+. "$here/lib/common.sh"
+. "$here/lib/kernel.sh"
 
 usage() {
   cat <<EOF
@@ -499,7 +497,7 @@ guard() {
 # Names of programs whose sockets stay out, as they may splice: the project's list, and the
 # administrator's
 splicer_names() {
-  { cat "$here/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'
+  { cat "$here/lib/splicers" /etc/sockfuse.splicers 2>/dev/null || true; } | sed 's/[[:space:]]*\(#.*\)\?$//; /^$/d'
 }
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log if it fails.  libbpf finds maps by
@@ -755,7 +753,7 @@ report() {
   # --quiet does not hide these lines.
   report_faults
   [[ ! $UNGUARDED ]] ||
-    echo "${0##*/}: no guard here ($UNGUARDED): Go programs and those named in $here/splicers stay plain TCP, as they may splice; see docs/semantics.md" >&2
+    echo "${0##*/}: no guard here ($UNGUARDED): Go programs and those named in $here/lib/splicers stay plain TCP, as they may splice; see docs/semantics.md" >&2
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
   say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those between ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
@@ -767,8 +765,7 @@ need_root "$@"
 if [[ $CHECK ]]; then
   # What it mounts and pins ends with it, however it ends.
   [[ ${SOCKFUSE_CHECKING-} ]] || SOCKFUSE_CHECKING=1 exec unshare --mount "$0" "$@"
-  # shellcheck source=preflight.sh
-  . "$here/preflight.sh"
+  . "$here/lib/preflight.sh"
 fi
 ulimit -l unlimited 2>/dev/null || true # before Linux 5.11 maps are charged to it
 if [[ $CHECK ]]; then

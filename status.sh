@@ -3,8 +3,7 @@
 # which connections are fused.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF
@@ -180,7 +179,7 @@ read_names() {
 
 # with_status FILTER [ARGUMENT...]: jq with the functions of status.jq
 with_status() {
-  jq -L "$here" "include \"status\"; $1" "${@:2}"
+  jq -L "$here/lib" "include \"status\"; $1" "${@:2}"
 }
 
 # The sockets of the iterators with their peers and processes, the busiest first,

@@ -2,8 +2,7 @@
 # Shows a line for each end of each connection as it is established.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF

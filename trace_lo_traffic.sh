@@ -2,8 +2,7 @@
 # Shows with tcpdump what still passes through the loopback device.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF

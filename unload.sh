@@ -2,8 +2,7 @@
 # Ends sockfuse: live connections go on by TCP at once, nothing stays pinned.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF

@@ -56,7 +56,7 @@ told() {
     echo "$line"
     grep -qxF "$line" "$dir/on"
   done <<END
-sockfuse_info{version="$(sed -n 's/^readonly VERSION=\([^ ]*\).*/\1/p' "$here/common.sh")"} 1
+sockfuse_info{version="$(sed -n 's/^readonly VERSION=\([^ ]*\).*/\1/p' "$here/lib/common.sh")"} 1
 sockfuse_loaded 1
 sockfuse_damages 0
 sockfuse_guard{state="nothing"} 0

@@ -269,7 +269,7 @@ END
 
 @test "the READMEs name each package that make demo, make check and make check-apps install" {
   local package readme
-  for package in $(sed -n 's/^\(demo\|check\|apps\)  *[^ ]*  *\([^ ]*\)  *[^ ]*  *[^ ]*  *[^ ]*$/\2/p' "$here/deps.sh"); do
+  for package in $(sed -n 's/^\(demo\|check\|apps\)  *[^ ]*  *\([^ ]*\)  *[^ ]*  *[^ ]*  *[^ ]*$/\2/p' "$here/lib/deps.sh"); do
     for readme in README.md README.zh.md; do
       echo "$package in $readme"
       sed -n '/make check. /,/^```$/p' "$here/$readme" | grep -qwF "$package"

@@ -459,10 +459,10 @@ attach() {
 
 @test "--help lists every option and the exit codes" {
   local script
-  for script in load unload trace_bpf_output trace_lo_traffic deps; do
+  for script in load unload trace_bpf_output trace_lo_traffic lib/deps; do
     run "$here/$script.sh" --help
     [ "$status" -eq 0 ]
-    [[ $output == *"Usage: $script.sh"* ]]
+    [[ $output == *"Usage: ${script##*/}.sh"* ]]
     [[ $output == *Example:* ]]
     [[ $output == *"Exit codes:"* ]]
   done
@@ -521,7 +521,7 @@ attach() {
 @test "a program that the verifier refuses: its reason in one line, everything put back" {
   local copy=$BATS_TEST_TMPDIR/copy
   mkdir "$copy"
-  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$copy"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,lib,*.sh} "$copy"
   sed -i '/^int bpf_redir(/{n;s/$/ (void)*(volatile u32 *)((char *)msg + 4096);/}' "$copy/bpf/bpf_redirect.bpf.c"
   rm "$copy"/bpf/*.o
   make -s -C "$copy"
@@ -534,7 +534,7 @@ attach() {
 @test "a program that does not compile: exit 1, nothing changed; one that is older than its source is built" {
   local copy=$BATS_TEST_TMPDIR/copy
   mkdir "$copy"
-  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$copy"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,lib,*.sh} "$copy"
   rm "$copy"/bpf/*.o
   run "$copy/load.sh" --quiet 3>&-
   [ "$status" -eq 0 ]
@@ -551,7 +551,7 @@ attach() {
   local clone="$BATS_TEST_TMPDIR/it's a \"clone\"" link="$BATS_TEST_TMPDIR/a link" options=()
   ! can_adopt || options=(--adopt)
   mkdir "$clone" "$link"
-  cp -a "$here"/{Makefile,vmlinux.h,bpf,*.sh,status.jq,splicers} "$clone"
+  cp -a "$here"/{Makefile,vmlinux.h,bpf,lib,*.sh} "$clone"
   ln -s "$clone"/*.sh "$link"
   run "$link/load.sh" "${options[@]}" 3>&-
   echo "$output"
@@ -658,20 +658,20 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   for tool in apt-get dnf zypper pacman; do
     printf '#!/bin/bash\necho "ran %s $*"\n' "$tool" >"$bin/$tool"
     chmod +x "$bin/$tool"
-    run env -i PATH="$bin" "$here/deps.sh" load check lint 3>&-
+    run env -i PATH="$bin" "$here/lib/deps.sh" load check lint 3>&-
     echo "$output"
     [ "$status" -eq 0 ]
     [[ ${lines[0]} == "+ "*"$tool"*" bats"* || ${lines[0]} == "+ "*"$tool"*bash-bats* ]]
     [[ ${lines[1]} == "ran $tool"* ]]
     rm "$bin/$tool"
   done
-  run env -i PATH="$bin" "$here/deps.sh" load 3>&-
+  run env -i PATH="$bin" "$here/lib/deps.sh" load 3>&-
   [ "$status" -eq 4 ]
 }
 
 @test "make demo installs iperf3 besides what a load needs, and writes to no file of the host" {
-  [[ $(make -n -C "$here" demo) == *"./deps.sh load demo"$'\n'* ]]
-  diff <(sed -n 's/^demo *\([^ ]*\) .*/\1/p' "$here/deps.sh") <(echo iperf3)
+  [[ $(make -n -C "$here" demo) == *"lib/deps.sh load demo"$'\n'* ]]
+  diff <(sed -n 's/^demo *\([^ ]*\) .*/\1/p' "$here/lib/deps.sh") <(echo iperf3)
   ! grep -rnE -- '-w */dev/' "$here"/bench/*.sh
 }
 

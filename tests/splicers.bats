@@ -10,7 +10,7 @@ teardown() {
     wait "$pid" 2>/dev/null || true
   done
   unload --quiet
-  umount "$here/splicers" 2>/dev/null || true
+  umount "$here/lib/splicers" 2>/dev/null || true
   assert_nothing_left
 }
 
@@ -67,8 +67,8 @@ on_and_before() {
 @test "a name with spaces and quotes is a name" {
   local name="a \"b' 1"
   cp "$TRAFFIC" "$BATS_TEST_TMPDIR/$name"
-  { cat "$here/splicers" && echo "$name"; } >"$BATS_TEST_TMPDIR/splicers"
-  mount --bind "$BATS_TEST_TMPDIR/splicers" "$here/splicers"
+  { cat "$here/lib/splicers" && echo "$name"; } >"$BATS_TEST_TMPDIR/splicers"
+  mount --bind "$BATS_TEST_TMPDIR/splicers" "$here/lib/splicers"
   on_and_before "$BATS_TEST_TMPDIR/$name" proxy 7100 8080
 }
 

@@ -38,7 +38,7 @@ build() {
 # older_sockfuse DIRECTORY: one whose settings have another layout
 older_sockfuse() {
   mkdir "$1"
-  cp -r "$here"/{Makefile,vmlinux.h,bpf,*.sh} "$1"
+  cp -r "$here"/{Makefile,vmlinux.h,bpf,lib,*.sh} "$1"
   sed -i 's/^struct settings {$/&\n\tu8 older[9];/' "$1/bpf/maps.h"
   make -s -C "$1"
 }

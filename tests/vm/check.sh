@@ -91,7 +91,7 @@ if [[ $table ]]; then
 - Does sockmap read fused bytes in splice? No kernel does so far. The guard stays all the same,
   since it sees more than splice.
 - Faults are the exception: `load.sh` can only tell them by the stable version that a kernel is made
-  from. [faults](../faults) has them, with their sources.
+  from. [faults](../lib/faults) has them, with their sources.
 END
 fi
 ((failed == 0))

@@ -14,7 +14,7 @@ packages="base-files bash coreutils dash diffutils findutils gawk grep gzip host
   libc6-dev libgcc-14-dev
   bats bpftool iproute2 jq procps"
 
-"$project/deps.sh" arm64
+"$project/lib/deps.sh" arm64
 if [[ $(cat "$root/.complete" 2>/dev/null) != "$packages" ]]; then
   echo "Unpacking $root"
   mkdir -p "$here/kernels"

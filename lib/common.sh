@@ -103,7 +103,7 @@ need_root() {
 }
 
 install_hint() {
-  if [[ -e $here/deps.sh ]]; then
+  if [[ -e $here/lib/deps.sh ]]; then
     echo "try: make deps"
   else
     echo "install it"

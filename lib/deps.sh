@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Installs what sockfuse needs and this host lacks (make deps).
 set -euo pipefail
-here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
-# shellcheck source=common.sh
-. "$here/common.sh"
+here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+. "$here/lib/common.sh"
 
 usage() {
   cat <<EOF

@@ -102,7 +102,7 @@ known_faults() {
         else if (first[3] + 0 > part[3] + 0) print $1, $3 ", mended in Linux " fixed[i]
       }
     }
-    END { exit !known }' "$here/faults"
+    END { exit !known }' "$here/lib/faults"
 }
 
 # Names those that can cost bytes or the kernel's memory
