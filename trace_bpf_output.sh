@@ -3,6 +3,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 . "$here/lib/common.sh"
+. "$here/lib/settings.sh"
 
 usage() {
   cat <<EOF

@@ -3,6 +3,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 . "$here/lib/common.sh"
+. "$here/lib/attachments.sh"
+. "$here/lib/settings.sh"
 
 usage() {
   cat <<EOF

@@ -1,6 +1,7 @@
-# shellcheck shell=bash disable=SC2154 # here: set by who sources this
+# shellcheck shell=bash disable=SC2034,SC2154 # set for load.sh, and by it, common.sh and options.sh
 # What load.sh asks of the running kernel, by its BTF where it can: its version says little
-# of what a distribution has put in.  Sourced by load.sh.
+# of what a distribution has put in.  Promises load.sh that need_… ends the script with one line
+# where the kernel lacks something; nothing here changes the system.
 
 # What the programs rely on and CO-RE does not check: it finds a field by its name wherever
 # it is, also if its type is another now.
@@ -43,6 +44,11 @@ unknown_layout() {
     END { for (member in lacks) if (found && sub(" ", " lacks ", member)) print member }'
 }
 
+need_bpffs() {
+  grep -qw bpf /proc/filesystems ||
+    die "$EX_HOST" "this kernel has no bpffs" "boot one with CONFIG_BPF_SYSCALL"
+}
+
 need_btf() {
   local differs
   [[ -r /sys/kernel/btf/vmlinux ]] ||
@@ -64,14 +70,10 @@ sockmap_can_splice() { grep -qa tcp_bpf_splice_read /sys/kernel/btf/vmlinux; }
 # fionread_counts SOCKHASH: prints which bytes FIONREAD counts on a socket there; fails if
 # it does not count fused ones
 fionread_counts() {
-  local code=0
+  local code=0 counts=("counts fused bytes and TCP's" "counts fused bytes, and not TCP's")
   grep -qa msg_tot_len /sys/kernel/btf/vmlinux || return
   timeout 5 "$here/bpf/fionread" "$1" 2>/dev/null || code=$?
-  case $code in
-    0) echo "counts fused bytes and TCP's" ;;
-    1) echo "counts fused bytes, and not TCP's" ;;
-    *) echo "counts fused bytes" ;;
-  esac
+  echo "${counts[code]:-counts fused bytes}"
 }
 
 # Which stable version it is: Debian's and Ubuntu's kernels say so elsewhere than in
@@ -109,5 +111,11 @@ known_faults() {
 report_faults() {
   local faults
   faults=$(known_faults "$(stable_version)" | sed -n '/^-/d; s/^[a-z]* //p' | paste -sd '|' | sed 's/|/; /g') || return 0
-  [[ ! $faults ]] || echo "${0##*/}: this kernel's sockmap has known faults: $faults" >&2
+  [[ ! $faults ]] || warn "this kernel's sockmap has known faults: $faults"
+}
+
+# The programs know sleepers and pollers by the kernel's addresses, taken at load.
+readonly SYMBOLS_HIDDEN="Kernel addresses are hidden: clients that wait for their connection stay with TCP; else: sysctl kernel.kptr_restrict=1, and load again"
+symbols_hidden() {
+  ! grep -q '[1-9a-f][0-9a-f]* . woken_wake_function$' /proc/kallsyms
 }

@@ -1,12 +1,16 @@
-# shellcheck shell=bash
-# load.sh --check: tries on this host, in a mount namespace and a bpffs of its own,
-# what a load would need, and says what is missing and what would be reduced.
-# Nothing is attached, no pin outlives it.  Sourced by load.sh.
+# shellcheck shell=bash disable=SC2034,SC2154 # QUIET: for say; the rest: set by load.sh and what it sources
+# load.sh --check: tries on this host, in a mount namespace and a bpffs of its own, what a load
+# would need, and says what is missing and what would be reduced.  Promises load.sh that
+# nothing is attached to a cgroup, and that no pin outlives it.
 
-# What has been found: result, subject and text of each, in turn.  Results: ok, reduced
+# What found has noted: result, subject and text of each, in turn.  Results: ok, reduced
 # (sockfuse runs without it), fault (a known one of this kernel), hint, missing (no load).
 FINDINGS=()
-found() { FINDINGS+=("$1" "$2" "$3"); }
+MISSING= # set by found, at the first missing
+found() {
+  FINDINGS+=("$1" "$2" "$3")
+  [[ $1 != missing ]] || MISSING=1
+}
 
 # tried RESULT SUBJECT TEXT COMMAND...: notes ok and TEXT if the command succeeds and says
 # nothing; reduced and what it says, if it succeeds; RESULT and its error, if it fails
@@ -30,14 +34,6 @@ tried() {
   fi
 }
 
-is_missing() {
-  local i
-  for ((i = 0; i < ${#FINDINGS[@]}; i += 3)); do
-    [[ ${FINDINGS[i]} != missing ]] || return 0
-  done
-  return 1
-}
-
 # Confidentiality forbids BPF programs to read the kernel's memory (LOCKDOWN_BPF_READ_KERNEL).
 need_no_lockdown() {
   local file=/sys/kernel/security/lockdown
@@ -47,8 +43,8 @@ need_no_lockdown() {
 }
 
 verdict_of_stage() {
-  stage
-  set_policy
+  stage_programs
+  stage_policy
   attach_verdict
 }
 
@@ -68,16 +64,16 @@ may_splice_here() {
 # The guard, or what is left out without it
 guard_or_why() {
   local here_now
-  guard
+  stage_guard
   [[ $UNGUARDED ]] || return 0
   here_now=$(SPLICER_NAMES=$(splicer_names) may_splice_here | paste -sd , | sed 's/,/, /g')
   echo "Go programs and those in the list splicers stay plain TCP (here now: ${here_now:-none}), and MSG_WAITALL, MSG_TRUNC, MSG_OOB and kTLS differ: $UNGUARDED"
 }
 
-adoption() {
+adoption() { # in the subshell of tried
   ADOPTING=1
   need_adoption
-  adopter
+  stage_adopter
 }
 
 look_at_security_modules() {
@@ -118,12 +114,7 @@ look_at_readers() {
   fi
 }
 
-preflight() {
-  local i
-  # shellcheck disable=SC2034 # read by say
-  QUIET= # what is reduced is said all the same
-  [[ ! $JSON ]] || need_command jq jq
-  mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
+try_host() {
   found ok kernel "Linux $(uname -r), $(uname -m)"
   tried missing bpffs "can be mounted" need_bpffs
   tried missing BTF "the kernel's, and sockmap is laid out as the programs know it" need_btf
@@ -131,29 +122,42 @@ preflight() {
   tried missing cgroup2 "${CGROUPS[*]:-$(cgroup2_mount)}" find_cgroups
   tried missing lockdown "does not forbid it" need_no_lockdown
   tried missing build "the objects are there" build
-  if is_missing; then
-    found hint programs "not tried, since something is missing"
-  else
-    find_cgroups
-    tried missing programs "the verifier takes them" verdict_of_stage
-  fi
-  if ! is_missing; then
-    [[ ! $GUARD ]] || tried missing guard "its programs attach" guard_or_why
-    tried reduced status "lists connections" iterator
-    tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
-    ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
-    look_at_readers
-    look_at_faults
-  fi
-  look_at_security_modules
+}
+
+try_load() {
+  find_cgroups
+  tried missing programs "the verifier takes them" verdict_of_stage
+  [[ ! $MISSING ]] || return 0
+  [[ ! $GUARD ]] || tried missing guard "its programs attach" guard_or_why
+  tried reduced status "lists connections" stage_status
+  tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
+  ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
+  look_at_readers
+  look_at_faults
+}
+
+print_findings() {
   if [[ $JSON ]]; then
     printf '%s\n' "${FINDINGS[@]}" | jq -Rnc '[inputs] as $found
       | [range(0; $found | length; 3) | {result: $found[.], subject: $found[. + 1], text: $found[. + 2]}]
       | {ok: all(.result != "missing"), findings: .}'
   else
-    for ((i = 0; i < ${#FINDINGS[@]}; i += 3)); do
-      printf '%-8s %-9s %s\n' "${FINDINGS[@]:i:3}"
-    done
+    printf '%-8s %-9s %s\n' "${FINDINGS[@]}"
   fi
-  ! is_missing
+}
+
+# preflight: fails if a load would
+preflight() {
+  QUIET= # what is reduced is said all the same
+  [[ ! $JSON ]] || need_command jq jq
+  mount -t bpf bpf "$BPFFS" 2>/dev/null || true # need_bpffs says why not
+  try_host
+  if [[ $MISSING ]]; then
+    found hint programs "not tried, since something is missing"
+  else
+    try_load
+  fi
+  look_at_security_modules
+  print_findings
+  [[ ! $MISSING ]]
 }

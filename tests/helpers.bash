@@ -30,7 +30,7 @@ plain_address() { ip address replace "$PLAIN_ADDRESS/32" dev lo; }
 # change_settings JSON: members of struct settings, as the scripts do
 change_settings() {
   # shellcheck disable=SC2016 # expanded inside
-  bash -c '. "$1/lib/common.sh" && set_settings pinned "$PIN_DIR/$SETTINGS" "$2"' - "$here" "$1"
+  bash -c '. "$1/lib/common.sh" && . "$1/lib/settings.sh" && set_settings pinned "$PIN_DIR/$SETTINGS" "$2"' - "$here" "$1"
 }
 
 # set_fuse 0|1: the fuse switch

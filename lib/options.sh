@@ -1,0 +1,177 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # set for load.sh, and by common.sh
+# The command line of load.sh: what --help says, and what each option sets.  Promises load.sh
+# that after parse_arguments the options are sound, alone and together; else the script has
+# ended with one line and exit code 2.  Needs common.sh and policy.sh.
+
+usage() {
+  cat <<EOF
+Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
+               [--exclude-port LIST] [--max-connections N] [--refresh SECONDS]
+               [--sidecar PORT [--sidecar-uid UID] [--sidecar-mark MARK]]
+               [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
+               [--no-guard | --careful]
+               [--config FILE] [--check [--json] | --quiet]
+
+Fuses local TCP connections: each one that is established from now on between
+two loopback addresses, in every network namespace.  Running it again replaces
+what is loaded; live connections go on.
+
+  --cgroup PATH          only sockets of processes in this cgroup2 directory
+                         (default: all, the root of the cgroup2 mount)
+  --net CIDR             fuse between addresses of this network, too, if both ends
+                         are on this host, in the same network namespace or not,
+                         and through NAT; local: this host's own addresses
+  --refresh SECONDS      with --net, send a message by TCP when no segment has
+                         passed for so long, so that NAT and connection tracking
+                         keep the connection (default 60, at most 255; 0: never)
+  --port LIST            fuse only connections to services that listen on these
+                         ports: numbers and ranges, as 80,443,6000-6010
+  --exclude-port LIST    do not fuse connections to services on these ports; nor to
+                         564,2049,3240,3260,4420,10809, which the kernel serves,
+                         unless --port has them
+  --max-connections N    connections that can be fused at a time (default
+                         65536); those beyond go by TCP
+  --sidecar PORT         send connections of the processes in --cgroup to the proxy
+                         that listens on this port of their loopback address;
+                         connections to loopback stay as they are.  The proxy asks
+                         for the original destination with SO_ORIGINAL_DST
+  --sidecar-uid UID      leave the connections of this user alone, or those with
+  --sidecar-mark MARK    this SO_MARK: they are the proxy's own
+  --adopt                fuse the connections that are established already, too
+  --min-age SECONDS      fuse only connections that are so old (1 to 255), for as
+                         long as $(name_of adopt) runs: short ones stay plain TCP
+  --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
+  --account              count bytes and age of each connection, for $(name_of status);
+                         short connections pay for it
+  --no-guard             do not watch for calls that only TCP serves (splice,
+                         MSG_WAITALL, MSG_OOB, …); programs that may splice are
+                         fused, too.  Without this option those in the list
+                         splicers stay plain TCP; where the guard cannot attach,
+                         Go programs do so, too, and a line says so
+  --careful              fuse to a reader only after the guard has seen it read
+                         with O_NONBLOCK and without flags as MSG_WAITALL
+  --config FILE          take options from a file, too, one a line, as here; lines
+                         that begin with # are comments
+  --check                load nothing for good, and attach to no cgroup; say what
+                         this host lacks (exit 1), what would be reduced, and which
+                         faults of sockmap this kernel is known to have
+  --json                 print what --check found as one JSON object
+  --quiet                do not print the commands that change the system
+  --help                 this text
+
+Example: ${0##*/} --cgroup /sys/fs/cgroup/system.slice --exclude-port 8404,9000-9010
+
+$EXIT_CODES
+EOF
+}
+
+# Set by read_options, and by nobody else but where it says so.  Behind the arrow: who reads it,
+# load.sh or files of lib/.
+CGROUPS=()            # find_cgroups puts real directories there → attachments, iterators, sidecar, load
+NETWORKS=()           # → policy, load
+REFRESH=60            # seconds → load
+LISTED=               # lists of --port, a comma before each → policy, load
+EXCLUDE=              # lists of --exclude-port, a comma before each → policy
+MAX_CONNECTIONS=65536 # → staging, load
+ADOPTING=             # 1 with --adopt or --min-age; preflight sets it → kernel, iterators, staging, load
+MIN_AGE=              # seconds → load
+NONBLOCKING=          # 1 or empty → load
+SIDECAR_PORT=         # → sidecar, staging
+SIDECAR_UID=          # decimal or 0x… → sidecar
+SIDECAR_MARK=         # decimal or 0x… → sidecar
+ACCOUNT=              # 1 or empty → load
+GUARD=1               # or empty; stage_guard empties it where it cannot attach → staging, preflight
+CAREFUL=              # 1 or empty → guard, load
+CHECK=                # 1 or empty → load
+JSON=                 # 1 or empty → preflight
+
+parse_arguments() {
+  read_options "$@"
+  check_options
+}
+
+# read_options ARGUMENT...: sets the variables above
+read_options() {
+  local words
+  split_options "$@"
+  set -- "${ARGUMENTS[@]}"
+  while (($#)); do
+    words=1
+    case $1 in
+      --cgroup | --net | --refresh | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --min-age | --config)
+        [[ ${2-} ]] || wrong "$1 needs a value"
+        words=2
+        ;;&
+      --cgroup) CGROUPS+=("$2") ;;
+      --net) NETWORKS+=("$2") ;;
+      --refresh) REFRESH=$2 ;;
+      --sidecar) SIDECAR_PORT=$2 ;;
+      --sidecar-uid) SIDECAR_UID=$2 ;;
+      --sidecar-mark) SIDECAR_MARK=$2 ;;
+      --port) LISTED+=,$2 ;;
+      --exclude-port) EXCLUDE+=,$2 ;;
+      --max-connections) MAX_CONNECTIONS=$2 ;;
+      --min-age) MIN_AGE=$2 ADOPTING=1 ;;
+      --config) read_config "$2" ;;
+      --adopt) ADOPTING=1 ;;
+      --nonblocking-only) NONBLOCKING=1 ;;
+      --account) ACCOUNT=1 ;;
+      --no-guard) GUARD= ;;
+      --careful) CAREFUL=1 ;;
+      --check) CHECK=1 ;;
+      --json) JSON=1 ;;
+      --quiet) QUIET=1 ;;
+      *) last_option "$1" ;;
+    esac
+    shift "$words"
+  done
+}
+
+# read_config FILE: as parse_arguments, line by line
+read_config() {
+  local option value
+  [[ -f $1 && -r $1 ]] || wrong "--config: cannot read $1"
+  while read -r option value || [[ $option ]]; do
+    case $option in
+      '' | '#'*) ;;
+      --config) wrong "$1: --config cannot stand in a file" ;;
+      *) parse_arguments "$option" ${value:+"$value"} ;;
+    esac
+  done <"$1"
+}
+
+check_options() {
+  [[ ! $JSON || $CHECK ]] || wrong "--json goes with --check"
+  [[ ! $CAREFUL || $GUARD ]] || wrong "--careful needs the guard"
+  # Each connection has two sockets; the kernel allocates the buckets at once.
+  check_number --max-connections number 1 16777216 "$MAX_CONNECTIONS"
+  [[ ! $MIN_AGE ]] || check_number --min-age "number of seconds" 1 255 "$MIN_AGE"
+  [[ ! $NONBLOCKING || $ADOPTING ]] || wrong "--nonblocking-only goes with --adopt or --min-age"
+  check_number --refresh "number of seconds" 0 255 "$REFRESH"
+  # Who accepts is told from others by the packet that ends the handshake.
+  [[ ${#NETWORKS[@]} == 0 || ! $MIN_AGE ]] || wrong "--net does not go with --min-age"
+  check_sidecar
+  ports_of --port "$LISTED" >/dev/null
+  ports_of --exclude-port "$EXCLUDE" >/dev/null
+  network_keys >/dev/null
+}
+
+# check_number OPTION WHAT FIRST LAST VALUE
+check_number() {
+  [[ $5 =~ ^(0|[1-9][0-9]{0,7})$ && $5 -ge $3 && $5 -le $4 ]] || wrong "$1: not a $2 from $3 to $4: $5"
+}
+
+check_sidecar() {
+  local option
+  if [[ ! $SIDECAR_PORT ]]; then
+    [[ ! $SIDECAR_UID$SIDECAR_MARK ]] || wrong "--sidecar-uid and --sidecar-mark go with --sidecar"
+    return 0
+  fi
+  [[ $SIDECAR_PORT =~ ^[1-9][0-9]{0,4}$ && $SIDECAR_PORT -le 65535 ]] || wrong "--sidecar: not a port: $SIDECAR_PORT"
+  ((${#CGROUPS[@]})) || wrong "--sidecar needs --cgroup: whose connections go to the proxy"
+  [[ $SIDECAR_UID$SIDECAR_MARK ]] || wrong "--sidecar needs --sidecar-uid or --sidecar-mark, or the proxy would dial itself"
+  for option in "$SIDECAR_UID" "$SIDECAR_MARK"; do
+    [[ $option =~ ^(0x[0-9a-fA-F]{1,8}|0|[1-9][0-9]{0,9})?$ && $((option)) -le 4294967295 ]] ||
+      wrong "--sidecar-uid, --sidecar-mark: not a number of 32 bits: $option"
+  done
+}
