@@ -55,16 +55,15 @@ splicer_names() {
 # Programs that may splice stay out: tells the BPF programs their names, 15 bytes and a 0 (the
 # empty name stands for those in Go), and notes those that run already.
 stage_splicers() {
-  local names name bytes log
+  local names log
   [[ $SPLICERS ]] || return 0
   names=$(splicer_names)
   say "+ $BPFTOOL map update pinned $STAGING/maps/$PROGRAMS (${names//$'\n'/ })"
-  while IFS= read -r name; do
-    [[ $name ]] || continue # no name at all
-    read -ra bytes < <(printf %s "$name" | od -An -v -t u1 -N 15)
-    bytes+=(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0)
-    echo "${bytes[*]:0:16} value 1"
-  done <<<"$names" | { cat && { [[ ! $UNGUARDED ]] || echo '0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 value 1'; }; } | fill "$PROGRAMS" "names of programs"
+  {
+    splicer_names
+    [[ ! $UNGUARDED ]] || echo
+  } | LC_ALL=C sed 's/$/\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0\x0/; s/^\(.\{15\}\).*/\1\x0/' | tr -d '\n' |
+    od -An -v -w16 -t u1 | sed 's/$/ value 1/' | fill "$PROGRAMS" "names of programs"
   pin_iterator "$(object bpf_splicers)" splicers || {
     [[ ! $UNGUARDED ]] ||
       die "$EX_HOST" "who may splice cannot be told here: $(load_error <<<"$log")" "if nobody does: $0 --no-guard"

@@ -17,36 +17,17 @@ ports_of() {
   done
 }
 
-# bytes_of ADDRESS: its 16 bytes between spaces, IPv4 as ::ffff:a.b.c.d; nothing if
-# it is none
-bytes_of() {
-  local address=$1 part left right=() filled=()
-  if [[ $address =~ ^(.*:)?([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})$ ]]; then
-    for part in "${BASH_REMATCH[@]:2}"; do
-      ((10#$part <= 255)) || return 0
-      filled+=($((10#$part)))
-    done
-    address=${BASH_REMATCH[1]:-::ffff:}$(printf '%02x%02x:%02x%02x' "${filled[@]}")
-  fi
-  [[ $address =~ ^[0-9a-fA-F:]+$ && $address != *:::* && $address != *::*::* && $address =~ ^(::|[^:]) && $address =~ (::|[^:])$ ]] || return 0
-  IFS=: read -ra left <<<"${address%%::*}"
-  if [[ $address == *::* ]]; then
-    IFS=: read -ra right <<<"${address#*::}"
-    while ((${#left[@]} + ${#right[@]} < 8)); do
-      left+=(0)
-    done
-  fi
-  filled=("${left[@]}" "${right[@]}")
-  [[ ${#filled[@]} == 8 && ${filled[*]} =~ ^[0-9a-fA-F]{1,4}(\ [0-9a-fA-F]{1,4})*$ ]] || return 0
-  for part in "${filled[@]}"; do
-    printf '%d %d ' $((16#$part >> 8)) $((16#$part & 255))
-  done
+# to_bytes FILTER: lines as lines of bytes, with the functions of addresses.jq
+to_bytes() {
+  with_jq addresses "$1" -Rr --argjson one "$(printf '\1\0' | od -An -t u2)"
 }
 
-# Of --net: prefix length and address as the bytes of struct net_key, one a line
+# network_keys: the keys of --net, one a line
 network_keys() {
-  local network bytes length most
-  for network in "${NETWORKS[@]}"; do
+  local network keys
+  ((${#NETWORKS[@]})) || return 0
+  need_command jq jq
+  keys=$(for network in "${NETWORKS[@]}"; do
     if [[ $network == local ]]; then
       need_command ip iproute2
       ip -j address show | jq -r '.[].addr_info[] | .local // empty'
@@ -55,22 +36,11 @@ network_keys() {
         die "$EX_USAGE" "--net: how long is the prefix of $network?" "try: $network/$([[ $network == *:* ]] && echo 128 || echo 32) for that address alone"
       echo "$network"
     fi
-  done | while read -r network; do
-    bytes=$(bytes_of "${network%%/*}")
-    most=128
-    [[ $network == *:* ]] || most=32
-    length=$most
-    [[ $network != */* ]] || length=${network#*/}
-    [[ $bytes && $length =~ ^(0|[1-9][0-9]{0,2})$ && $length -le $most ]] ||
-      wrong "--net: neither local nor a network as 10.244.0.0/16 or fd00::/64: $network"
-    echo "$(bytes_u32 $((length + 128 - most))) $bytes"
-  done
+  done | to_bytes '(net_key | join(" ")) // "none: \(.)"')
+  [[ $keys != *"none: "* ]] ||
+    wrong "--net: neither local nor a network as 10.244.0.0/16 or fd00::/64: $(sed -n '/^none: /{s///p;q}' <<<"$keys")"
+  [[ ! $keys ]] || echo "$keys"
 }
-
-# In the host's byte order, as keys are
-little_endian() { [[ $(printf '\1\0' | od -An -t u2 | tr -d ' ') == 1 ]]; }
-bytes_u16() { if little_endian; then echo "$(($1 % 256)) $(($1 / 256))"; else echo "$(($1 / 256)) $(($1 % 256))"; fi; }
-bytes_u32() { if little_endian; then echo "$(bytes_u16 "$1") 0 0"; else echo "0 0 $(bytes_u16 "$1")"; fi; }
 
 # little NUMBER BYTES: the lowest byte first
 little() {
@@ -110,8 +80,7 @@ stage_policy() {
     ports_of KERNEL_PORTS "$KERNEL_PORTS" | sed 's/$/ 2/'
     ports_of --port "$LISTED" | sed 's/$/ 1/'
     ports_of --exclude-port "$EXCLUDE" | sed 's/$/ 0/'
-  } | awk -v little="$(little_endian && echo 1)" '
-    { high = int($1 / 256); low = $1 % 256; print (little ? low " " high : high " " low), "value", $2 }' | fill "$PORTS" ports
+  } | to_bytes 'split(" ") | map(tonumber) | "\(.[0] | port_key | join(" ")) value \(.[1])"' | fill "$PORTS" ports
   ((${#NETWORKS[@]})) || return 0
   say "+ $BPFTOOL map update pinned $STAGING/maps/$NETS (${NETWORKS[*]})"
   network_keys | sed 's/$/ value 1/' | fill "$NETS" networks

@@ -2,24 +2,13 @@
 # connections, and that object as text.  The names of counters are those of struct
 # counters.
 
-def hex: [while(. > 0; . / 16 | floor) | . % 16] | reverse | map("0123456789abcdef"[.:. + 1]) | join("") | if . == "" then "0" else . end;
+include "addresses";
 
 # "80,443,6000-6010" from port numbers in order
 def ranges:
   reduce .[] as $port ([]; if .[-1][1] == $port - 1 then .[-1][1] = $port else . + [[$port, $port]] end)
   | map(if .[0] == .[1] then "\(.[0])" else "\(.[0])-\(.[1])" end)
   | join(",");
-
-# "10.244.0.0/16" from a key of fuse_nets, as bpftool gives its bytes
-def network:
-  map(ltrimstr("0x") | explode | map(if . > 96 then . - 87 else . - 48 end) | reduce .[] as $digit (0; . * 16 + $digit))
-  | (.[0] + .[3]) as $length # 128 at the most, in the host's byte order
-  | .[4:]
-  | if .[:12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255] and $length >= 96 then
-      "\(.[12:] | map(tostring) | join("."))/\($length - 96)"
-    else
-      "\([range(0; 16; 2) as $i | .[$i] * 256 + .[$i + 1] | hex] | join(":") | sub("(^|:)0(:0)+(:|$)"; "::"))/\($length)"
-    end;
 
 # enum reason of bpf/maps.h
 def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "may_splice", "may_splice"];
