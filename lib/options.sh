@@ -127,7 +127,7 @@ read_options() {
   done
 }
 
-# read_config FILE: as parse_arguments, line by line
+# read_config FILE: as read_options, from its lines
 read_config() {
   local option value
   [[ -f $1 && -r $1 ]] || wrong "--config: cannot read $1"
@@ -135,7 +135,7 @@ read_config() {
     case $option in
       '' | '#'*) ;;
       --config) wrong "$1: --config cannot stand in a file" ;;
-      *) parse_arguments "$option" ${value:+"$value"} ;;
+      *) read_options "$option" ${value:+"$value"} ;;
     esac
   done <"$1"
 }

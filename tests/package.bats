@@ -60,6 +60,20 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
   [ "$status" -eq 2 ]
 }
 
+@test "load.sh --config: options that need each other may stand in any order" {
+  local file=$BATS_TEST_TMPDIR/conf
+  mkdir "$CGROUP/pod"
+  printf '%s\n' "--sidecar-uid 1337" "--sidecar 15001" "--cgroup $CGROUP/pod" >"$file"
+  load --config "$file"
+  [ "$("$here/status.sh" --json 3>&- | jq -c .policy.sidecar)" = '{"port":15001,"uid":1337}' ]
+  unload --quiet
+  rmdir "$CGROUP/pod"
+  echo --nonblocking-only >"$file"
+  run load --config "$file"
+  [ "$status" -eq 2 ]
+  [[ $output == *"--nonblocking-only goes with "* ]]
+}
+
 @test "every commented option of sockfuse.conf is one that load.sh takes" {
   sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar|refresh)' >"$BATS_TEST_TMPDIR/conf"
   [ "$(wc -l <"$BATS_TEST_TMPDIR/conf")" -ge 5 ]
