@@ -29,8 +29,7 @@ parse_arguments() {
   while (($#)); do
     case $1 in
       --every)
-        [[ ${2-} =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] ||
-          die "$EX_USAGE" "--every: not a number of seconds: ${2-}" "see: $0 --help"
+        [[ ${2-} =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || wrong "--every: not a number of seconds: ${2-}"
         EVERY=$2
         shift
         ;;
@@ -46,11 +45,8 @@ need_root "$@"
 [[ -e $ADOPT ]] || die "$EX_FAILED" "sockfuse is not loaded for this" "try: $(path_to load) --adopt"
 say "+ cat $ADOPT (in each network namespace)"
 read_adopt
-if [[ ! $EVERY ]]; then
-  read_adopt
-  exit
-fi
 while [[ -e $ADOPT ]]; do
   read_adopt
+  [[ $EVERY ]] || exit 0
   sleep "$EVERY"
 done

@@ -37,44 +37,36 @@ Exit codes:
 EOF
 }
 
-FORMAT=text
-FILE=
-WATCH=
-TOP=
+# Set by parse_arguments.
+FORMAT=text # json, prometheus
+FILE=       # of --prometheus
+WATCH=      # seconds
+TOP=        # --top; watch sets it, too
 parse_arguments() {
+  local words value
   split_options "$@"
   set -- "${ARGUMENTS[@]}"
   while (($#)); do
+    words=1 value=${2-}
+    [[ $value != -* ]] || value=
     case $1 in
+      --prometheus | --watch | --top) [[ ! $value ]] || words=2 ;;&
       --json) FORMAT=json ;;
-      --prometheus)
-        FORMAT=prometheus
-        [[ ! ${2-} || $2 == -* ]] || {
-          FILE=$2
-          shift
-        }
-        ;;
+      --prometheus) FORMAT=prometheus FILE=${value:-$FILE} ;;
       --watch)
-        WATCH=2
-        [[ ! ${2-} || $2 == -* ]] || {
-          WATCH=$2
-          shift
-        }
-        [[ $WATCH =~ ^[0-9]+(\.[0-9]+)?$ && $WATCH =~ [1-9] ]] ||
-          die "$EX_USAGE" "--watch: not a number of seconds: $WATCH" "see: $0 --help"
+        WATCH=${value:-2}
+        [[ $WATCH =~ ^[0-9]+(\.[0-9]+)?$ && $WATCH =~ [1-9] ]] || wrong "--watch: not a number of seconds: $WATCH"
         ;;
       --top)
-        [[ ${2-} =~ ^[1-9][0-9]{0,8}$ ]] ||
-          die "$EX_USAGE" "--top: not a number: ${2-}" "see: $0 --help"
-        TOP=$2
-        shift
+        TOP=$value
+        [[ $TOP =~ ^[1-9][0-9]{0,8}$ ]] || wrong "--top: not a number: ${2-}"
         ;;
       *) last_option "$1" ;;
     esac
-    shift
+    shift "$words"
   done
-  [[ ! $FILE || (${FILE##*/} && ! -d $FILE) ]] || die "$EX_USAGE" "--prometheus: not a file: $FILE" "see: $0 --help"
-  [[ ! $WATCH || $FORMAT == text ]] || die "$EX_USAGE" "--watch goes without --$FORMAT" "see: $0 --help"
+  [[ ! $FILE || (${FILE##*/} && ! -d $FILE) ]] || wrong "--prometheus: not a file: $FILE"
+  [[ ! $WATCH || $FORMAT == text ]] || wrong "--watch goes without --$FORMAT"
 }
 
 # shown ARGUMENT...: what bpftool shows in JSON, an error too
@@ -91,13 +83,6 @@ expected_pins() {
   for optional in guard sidecar; do
     [[ ! -e $PIN_DIR/$optional ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_$optional.bpf.o" |
       jq -r --arg name "$optional" --arg path "$PIN_DIR/$optional/" '.types[] | select(.kind == "FUNC" and (.name | startswith($name + "_"))) | $path + .name'
-  done
-}
-
-missing_pins() {
-  local pin
-  expected_pins "$1" | while read -r pin; do
-    [[ -e $pin ]] || echo "$pin"
   done
 }
 
@@ -127,7 +112,7 @@ unread() {
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
 # longer pinned is found by the program that uses it.
 read_state() {
-  local settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
+  local pin settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
@@ -135,11 +120,11 @@ read_state() {
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
-  read -r map counters guarded ports nets < <(with_status map_ids -nr \
+  read -r map counters guarded ports nets < <(with_jq status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
   read_sockets "$map"
   jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
-    --arg missing "$(missing_pins "$map")" \
+    --arg missing "$(expected_pins "$map" | while read -r pin; do [[ -e $pin ]] || echo "$pin"; done)" \
     --arg staging "$([[ ! -e $STAGING ]] || echo "$STAGING")" \
     --arg guard "$([[ ! -e $PIN_DIR/guard ]] || echo "$PIN_DIR/guard")" \
     --arg adopt "$([[ ! -e $ADOPT ]] || echo "$ADOPT")" \
@@ -177,11 +162,6 @@ read_names() {
     name=${name//[![:print:]]/?} # anybody may name a process
     printf '%s\t%s\n' "$pid" "${name//[\\\",]/?}"
   done
-}
-
-# with_status FILTER [ARGUMENT...]: jq with the functions of status.jq
-with_status() {
-  jq -L "$here/lib" "include \"status\"; $1" "${@:2}"
 }
 
 # The sockets of the iterators with their peers and processes, the busiest first,
@@ -232,7 +212,7 @@ snapshot() {
     read -r outcomes
     read -r CODE
     cat >"$1"
-  } < <(with_status 'report' -nr --slurpfile state "$TMP/state" --arg version "$VERSION" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
+  } < <(with_jq status 'report' -nr --slurpfile state "$TMP/state" --arg version "$VERSION" --arg kernel "$(uname -r)" --arg load "$(path_to load)")
   if [[ $FORMAT == prometheus ]]; then
     : >"$1.rows"
   else
@@ -320,10 +300,10 @@ show() {
         printf '  "connections": [\n%s\n  ]\n}\n' "$(connections_json "$1.rows")"
       fi
       ;;
-    prometheus) with_status prometheus -r "$1" ;;
+    prometheus) with_jq status prometheus -r "$1" ;;
     text)
       {
-        with_status text -r --slurpfile before "${2:-/dev/null}" "$1"
+        with_jq status text -r --slurpfile before "${2:-/dev/null}" "$1"
         connections_table "$1.rows"
       } | align
       ;;
@@ -374,8 +354,8 @@ watch() {
 
 parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
-NEW=
-TMP=$(mktemp -d /run/sockfuse.XXXXXX)
+NEW=                                  # set by replace_file: what becomes $FILE
+TMP=$(mktemp -d /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
 trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"

@@ -21,13 +21,10 @@ $EXIT_CODES
 EOF
 }
 
+# find_tracefs: sets TRACEFS, where it is mounted
 find_tracefs() {
-  local path
-  for path in /sys/kernel/tracing /sys/kernel/debug/tracing; do
-    [[ ! -e $path/trace_pipe ]] || {
-      TRACEFS=$path
-      return
-    }
+  for TRACEFS in /sys/kernel/tracing /sys/kernel/debug/tracing; do
+    [[ ! -e $TRACEFS/trace_pipe ]] || return 0
   done
   QUIET='' run mount -t tracefs tracefs /sys/kernel/tracing >&2 ||
     die "$EX_HOST" "tracefs cannot be mounted" "boot a kernel with CONFIG_FTRACE"
@@ -37,7 +34,7 @@ find_tracefs() {
 set_trace() {
   (
     take_lock
-    [[ ! -e $PIN_DIR/$SETTINGS ]] || set_settings pinned "$PIN_DIR/$SETTINGS" "{\"trace\": $1}"
+    [[ ! -e $PIN_DIR/$SETTINGS ]] || set_settings pinned "$PIN_DIR/$SETTINGS" "{trace: $1}"
   )
 }
 
@@ -50,10 +47,7 @@ stop() {
   exit "$code"
 }
 
-case ${1-} in
-  '') ;;
-  *) last_option "$1" ;;
-esac
+[[ ! ${1-} ]] || last_option "$1"
 need_root "$@"
 need_bpftool
 [[ -e $PIN_DIR/$SETTINGS ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $(path_to load)"

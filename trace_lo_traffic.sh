@@ -20,18 +20,11 @@ $EXIT_CODES
 EOF
 }
 
-case ${1-} in
-  -*) last_option "$1" ;;
-esac
+[[ ${1-} != -* ]] || last_option "$1"
 need_root "$@"
 need_command tcpdump tcpdump
-if (($# == 0)); then
-  filter=(port 5001)
-elif (($# == 1)) && [[ $1 =~ ^[0-9]+$ ]]; then
-  filter=(port "$1")
-else
-  filter=("$@")
-fi
+filter=("${@:-5001}")
+[[ ! ${filter[*]} =~ ^[0-9]+$ ]] || filter=(port "${filter[@]}")
 cat >&2 <<EOF
 Capturing on lo: ${filter[*]}
 Fused connections show the three packets of the handshake and, at the end, the

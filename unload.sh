@@ -24,49 +24,42 @@ EOF
 }
 
 parse_arguments() {
+  local option
   split_options "$@"
-  set -- "${ARGUMENTS[@]}"
-  while (($#)); do
-    case $1 in
-      --quiet) QUIET=1 ;;
-      *) last_option "$1" ;;
-    esac
-    shift
+  for option in "${ARGUMENTS[@]}"; do
+    [[ $option == --quiet ]] || last_option "$option"
+    QUIET=1
   done
 }
 
 # The kernel keeps programs and maps for as long as a socket uses them, so the
 # switch is what ends fusing for connections that live on.
+# switch_off MAP_ID...: of settings
 switch_off() {
   local id
-  for id in "${settings[@]}"; do
+  for id; do
     say "+ fuse = 0 in map $id"
-    set_settings id "$id" '{"fuse": 0}'
+    set_settings id "$id" '{fuse: 0}'
   done
 }
 
-# Connections with both ends in a map, of this load and of those before it.
+# live_connections MAP_ID...: those with both ends in one of these maps, of this load and of those
+# before it
 live_connections() {
   local id total=0
-  for id in "${maps[@]}"; do
+  for id; do
     total=$((total + $("$BPFTOOL" -j map dump id "$id" 2>/dev/null | jq '[.[]? | select(.value | type == "array")] | length')))
   done
   echo $(((total + 1) / 2))
 }
 
-# Only what is ours: a foreign program under the same name stays.
+# unpin FOREIGN_PINS: only what is ours; a foreign program under the same name stays.
 unpin() {
   local path
-  for path in "$PIN_SOCKOPS" "$PIN_REDIR"; do
-    [[ ! -e $path ]] || ! is_ours .id "$(pinned_id "$path")" || run rm -f "$path"
+  for path in "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP"; do
+    [[ ! -e $path ]] || grep -qxF "$path" <<<"$1" || run rm -f "$path"
   done
-  [[ ! -e $PIN_MAP ]] || ! is_ours .map "$("$BPFTOOL" -j map show pinned "$PIN_MAP" | jq .id)" || run rm -f "$PIN_MAP"
   [[ ! -e $PIN_DIR ]] || run rm -rf "$PIN_DIR"
-}
-
-# is_ours JQ_FIELD ID
-is_ours() {
-  jq -se --arg id "$2" "any(.[]; \"\\($1)\" == \$id)" <<<"$ours" >/dev/null
 }
 
 parse_arguments "$@"
@@ -74,20 +67,17 @@ need_root "$@"
 need_bpftool
 take_lock
 ours=$(our_programs)
+foreign=$(foreign_pins "$ours")
 mapfile -t settings < <(our_settings)
 if ((${#settings[@]} == 0)) && [[ ! -e $PIN_DIR ]]; then
   say "sockfuse is off: nothing is loaded."
   exit 0
 fi
-mapfile -t maps < <(
-  printf '%s\n' "${settings[@]}" | while read -r id; do
-    jq -r --arg id "$id" 'select("\(.settings)" == $id) | .map // empty' <<<"$ours"
-  done | sort -un
-)
-switch_off
+mapfile -t maps < <(jq -s '[.[] | select(.settings | tostring | IN($ARGS.positional[])).map // empty] | unique[]' --args "${settings[@]}" <<<"$ours")
+switch_off "${settings[@]}"
 detach_all_but ''
-live=$(live_connections)
-unpin
+live=$(live_connections "${maps[@]}")
+unpin "$foreign"
 if ((live)); then
   say "sockfuse is off: $live live connections go on by TCP and leave the map as they close."
 else

@@ -61,16 +61,14 @@ apps   mandoc                      mandoc        mandoc         mandoc          
 lint   mandoc                      mandoc        mandoc         mandoc          mandoc
 lint   clang-format                clang-format  clang-tools-extra clang-tools  clang"
 
+# find_manager: sets MANAGER, empty if there is none, and COLUMN, the field of the package
 find_manager() {
-  MANAGER='' COLUMN=''
-  local column=0 manager
-  for manager in apt-get dnf zypper pacman; do
-    column=$((column + 1))
-    if command -v "$manager" >/dev/null; then
-      MANAGER=$manager COLUMN=$column
-      return
-    fi
+  COLUMN=0
+  for MANAGER in apt-get dnf zypper pacman; do
+    COLUMN=$((COLUMN + 1))
+    ! command -v "$MANAGER" >/dev/null || return 0
   done
+  MANAGER='' COLUMN=1
 }
 
 missing_packages() {
@@ -100,15 +98,11 @@ shopt -s extglob
 for argument; do
   case $argument in
     load | demo | check | apps | vm | arm64 | lint | deb | rpm | bench) ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    *) die "$EX_USAGE" "unknown argument: $argument" "see: $0 --help" ;;
+    -h | --help) last_option "$argument" ;;
+    *) wrong "unknown argument: $argument" ;;
   esac
 done
 find_manager
-[[ $MANAGER ]] || COLUMN=1
 mapfile -t missing < <(missing_packages "$@")
 ((${#missing[@]})) || exit 0
 [[ $MANAGER ]] || die "$EX_HOST" "no apt, dnf, zypper or pacman here" "install by hand: ${missing[*]}"
