@@ -150,12 +150,27 @@ def or_none: if . == "" then "none" else . end;
 
 def service: "port \(.port)\(if has("user") then " for user \(.user)" else "" end) (\(.reason))";
 
+def percent($all): "\(. * 1000 / $all | round / 10) %";
+
+def with_unit: [., 0] | until(.[0] < 1000 or .[1] == 4; [.[0] / 1000, .[1] + 1]) | "\(.[0] * 10 | round / 10) \(["bytes", "KB", "MB", "GB", "TB"][.[1]])";
+
+# How much of what was sent is fused, and why the rest is not, the most frequent reason first
+def shares:
+  [.fallback | to_entries[] | select(.key | of_sockets | not)] as $by_tcp
+  | ([.fused_messages, $by_tcp[].value] | add) as $all
+  | if $all == 0 then "none yet"
+    else
+      "\(.fused_messages | percent($all)) fused (\(.fused_bytes | with_unit))"
+      + ($by_tcp | map(select(.value * 1000 >= $all)) | sort_by(-.value) | map("\(.key) \(.value | percent($all))") | if . == [] then "" else "; by TCP: " + join(", ") end)
+    end;
+
 def summary:
   if .loaded | not then
     "sockfuse is off; try: \(.load_command)"
   else
     (.load_command as $load | .damage[] | "damaged: \(.); try: \($load)"),
     "sockfuse is \(if .damage == [] then "on" else "damaged" end) since \(.since | fromdate | strflocaltime("%F %T %Z")), Linux \(.kernel)",
+    (.counters // empty | "  messages   \(shares)"),
     "  cgroup     \(.cgroups | join(", ") | or_none)",
     "  programs   \([.programs[] | "\(.name) \(.id) (tag \(.tag))"] | join(", "))",
     "  policy     loopback\(if .policy.nets == [] then "" else ", and between \(.policy.nets | join(", "))\(

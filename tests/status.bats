@@ -57,6 +57,7 @@ assert_moved() {
   diff <(ss -Htn state established | awk '{ print $3, $4 }' | sort) <(jq -r '.connections[] | "\(.local) \(.remote)"' <<<"$json" | sort)
   diff <(ss -Htn state established | awk '{ print $3, $4 }' | sort) \
     <(awk '/^local/ { table = 1; next } table { print $1, $2 }' <<<"$text" | sort)
+  grep -qE '^  messages +100 % fused \(1.8 KB\)$' <<<"$text"
   grep -qE '^fused bytes +1800$' <<<"$text"
   grep -qE " fused +1000 +0 +1000 .* traffic/$STEPS_PID$" <<<"$text"
   [ "$(status --json --top 2 | jq -c '[.connections[].backlog_bytes] | sort')" = "[0,1000]" ]
@@ -247,6 +248,7 @@ mark_reader() {
   assert_moved "$before" ""
   step send 1
   assert_moved "$before" backlog_number=1
+  status | grep -E '^  messages +9[0-9.]+ % fused .*; by TCP: backlog_number [0-9.]+ %$'
 }
 
 @test "an edge-triggered reader of bulk: counted as such, and no other reason" {
