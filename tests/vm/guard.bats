@@ -164,7 +164,7 @@ flagged() {
   load
   [ "$(flagged 65534 client)" = "0 2" ]
   [ "$(guarded)" = "5001 65534 2" ]
-  [ "$(flagged 65534 none)" = "1 0" ]
+  [ "$(flagged 65534 none)" = "2 0" ]
   [ "$(flagged 1000 none)" = "0 2" ]
   [ "$(flagged 1000 server)" = "0 2" ]
   [ "$(guarded | sort)" = "5001 4294967295 2
