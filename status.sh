@@ -315,7 +315,8 @@ show() {
 replace_file() {
   local directory
   directory=$(dirname -- "$FILE")
-  NEW=$(mktemp "$directory/.${FILE##*/}.XXXXXX" 2>/dev/null) || die "$EX_FAILED" "cannot write into $directory" "see: ls -ld $directory"
+  NEW=$(mktemp -u "$directory/.${FILE##*/}.XXXXXX" 2>/dev/null) # a name first: a signal may come once it is there
+  (set -o noclobber && : >"$NEW") 2>/dev/null || die "$EX_FAILED" "cannot write into $directory" "see: ls -ld $directory"
   show "$1" >"$NEW" 2>/dev/null || die "$EX_FAILED" "cannot write into $directory" "see: df -h $directory"
   chmod 644 "$NEW" # node_exporter has a user of its own
   mv -T "$NEW" "$FILE"
@@ -355,8 +356,9 @@ watch() {
 parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
 NEW=                                  # set by replace_file: what becomes $FILE
-TMP=$(mktemp -d /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
+TMP=$(mktemp -u /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
 trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
+mkdir -m 700 "$TMP"
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"
 check_top "$TMP/now"
