@@ -62,7 +62,8 @@ int bpf_splicers(struct bpf_iter__task_file *ctx)
 	if (!stays_out && !is_go(task))
 		return 0;
 	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)) {
-		note_unmarked(file);
+		if (stays_out)
+			note_unmarked(file);
 		return 0;
 	}
 	socket = bpf_sock_from_file(file);

@@ -70,9 +70,9 @@ static __always_inline u64 after(u64 seen, u64 address)
  * queue empty and does not get there; who came before is seen in one of the two.
  *
  * A reader that is woken and finds nothing takes the lock before it leaves the queue, and
- * enters it again before it lets go of the lock.  To be missed by two looks, it would
- * have to be woken for nothing twice, and each time between the same two reads; nothing
- * of this connection wakes it now.
+ * enters it again before it lets go of the lock.  One look misses it if that happens
+ * between the two reads (tests/adversaries: woken_reader, 5 of 94,000).  To be missed by
+ * two looks, it would have to be woken for nothing twice, each time between them.
  */
 static __always_inline bool reader_may_be_in_tcp(struct tcp_sock *peer)
 {
