@@ -152,23 +152,14 @@ static __always_inline bool may_be_adopted(struct sock *sk)
 	       (void *)sk->__sk_common.skc_prot->recvmsg == &tcp_recvmsg;
 }
 
-/*
- * Its service takes TCP from the next connection on; only with this user if the end is
- * the client's.  The key under which the socket is stored tells which end it is; of one
- * that may be adopted later, its counters do.
- */
-static __always_inline void learn(struct sock *sk, u32 reason)
+/* A socket that may be adopted later is in no map: its counters tell which end it is. */
+static __always_inline void learn_of(struct sock *sk, u32 reason)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct service service;
-	struct pair_key stored;
 	bool connected;
 
-	if (!tp)
-		return;
-	if (stored_key(tp, &stored))
-		connected = stored.sender_isn == own_key(tp, true).sender_isn;
-	else if (!may_be_adopted(sk) || !tell_end(tp, &connected))
+	if (!tp || learn(tp, reason) || !may_be_adopted(sk) || !tell_end(tp, &connected))
 		return;
 	service = service_of(tp, connected);
 	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
@@ -208,13 +199,13 @@ int guard_splice(u64 *ctx)
 	if (!sk)
 		return 0;
 	if (may_be_adopted(sk)) {
-		learn(sk, REASON_SPLICE);
+		learn_of(sk, REASON_SPLICE);
 		return 0;
 	}
 	if ((void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg ||
 	    may_splice(sk))
 		return 0;
-	learn(sk, REASON_SPLICE);
+	learn_of(sk, REASON_SPLICE);
 	return -EINVAL;
 }
 
@@ -228,7 +219,7 @@ int guard_recvmsg(u64 *ctx)
 
 	if (flags & (MSG_WAITALL | MSG_TRUNC | MSG_OOB)) {
 		mark(sk, MARK_READER);
-		learn(sk, REASON_RECV_FLAGS);
+		learn_of(sk, REASON_RECV_FLAGS);
 	} else if (set && set->careful) {
 		/* One that waits here gets EAGAIN when it is interrupted. */
 		mark(sk, flags & MSG_DONTWAIT ? MARK_PLAIN : MARK_READER);
@@ -247,7 +238,7 @@ int guard_recvmsg_end(u64 *ctx)
 	if (bpf_get_func_ret(ctx, &ret))
 		return 0;
 	if ((int)ret == -EAGAIN && !(flags & MSG_DONTWAIT) && sk->sk_rcvtimeo == LONG_MAX)
-		learn(sk, REASON_INTERRUPTED);
+		learn_of(sk, REASON_INTERRUPTED);
 	return 0;
 }
 
@@ -260,7 +251,7 @@ int guard_sendmsg(u64 *ctx)
 
 	if (msg->msg_flags & MSG_OOB) {
 		mark(sk, MARK_WRITER);
-		learn(sk, REASON_SEND_FLAGS);
+		learn_of(sk, REASON_SEND_FLAGS);
 	}
 	return 0;
 }
@@ -269,7 +260,7 @@ int guard_sendmsg(u64 *ctx)
 SEC("fentry/tcp_set_ulp")
 int guard_ulp(u64 *ctx)
 {
-	learn((void *)ctx[0], REASON_ULP);
+	learn_of((void *)ctx[0], REASON_ULP);
 	return 0;
 }
 

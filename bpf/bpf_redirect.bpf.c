@@ -190,11 +190,6 @@ static __always_inline void gather(struct sk_msg_md *msg)
 /*
  * Redirects the message to its peer, unless something speaks against it.  A known peer is
  * asked about first, which spares a redirect that would be taken back.
- *
- * The peer's psock goes when the peer closes; a send that then waits to deliver fails
- * with EPIPE, where TCP's would not.  So this is the last that is asked.  What remains is
- * the kernel's own window, from here to sk_psock_get() in tcp_bpf_sendmsg_redir(): of
- * 10,000 sends that met a close 0 to 2 failed, 3 without is_closing(), 85 without either.
  */
 static __always_inline u32 hand_over(struct sk_msg_md *msg, struct settings *set,
 				     struct tcp_sock *own, struct direction *direction,
@@ -221,21 +216,41 @@ static __always_inline u32 hand_over(struct sk_msg_md *msg, struct settings *set
 	if (msg->size >= BULK_BYTES && streams(own, peer) &&
 	    backlog_of(peer) > CACHE_BYTES)
 		gather(msg);
-	await_lock(peer);
-	return is_closing(peer) || is_out(peer) ? OUTCOME(tcp_peer_unknown) : FUSED;
+	return FUSED;
 }
 
+/*
+ * The peer's psock goes when the peer closes; a send that then waits to deliver fails
+ * with EPIPE, where TCP's would not.  So this is the last that is asked, and as little as
+ * possible is done after the wait: another reader's call would take the lock.  What
+ * remains is the kernel's own window, from here to sk_psock_get() in
+ * tcp_bpf_sendmsg_redir(): of 10,000 sends that met a close 0 to 2 failed, 3 without
+ * is_closing(), 85 without either.
+ */
+static __always_inline bool peer_stays(struct tcp_sock *peer)
+{
+	if (is_closing(peer))
+		return false;
+	await_lock(peer);
+	return !is_out(peer);
+}
+
+static __always_inline void count_fused_message(u32 size)
+{
+	struct counters *c = array_value(&fuse_counters);
+
+	if (!c)
+		return;
+	__sync_fetch_and_add(&c->fused_messages, 1);
+	__sync_fetch_and_add(&c->fused_bytes, size);
+}
+
+/* Before peer_stays(): if that says no, note_by_tcp() puts it right. */
 static __always_inline void note_fused(struct sk_msg_md *msg, struct tcp_sock *own,
 				       struct tcp_sock *peer, struct direction *direction)
 {
-	struct counters *c = array_value(&fuse_counters);
-	bool several;
+	bool several = several_readers(peer);
 
-	if (c) {
-		__sync_fetch_and_add(&c->fused_messages, 1);
-		__sync_fetch_and_add(&c->fused_bytes, msg->size);
-	}
-	several = several_readers(peer);
 	if (!direction &&
 	    (several || msg->size >= BULK_BYTES || bpf_get_prandom_u32() % SAMPLE == 0)) {
 		direction = direction_of(msg->sk);
@@ -303,6 +318,21 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 		direction->leaving = 1;
 }
 
+/*
+ * A writer that has filled TCP's send buffer sleeps.  What wakes it (sk_write_space)
+ * wakes a thread that sleeps in recv on the same socket, too, and that one answers EAGAIN
+ * where TCP's would sleep on.  Nothing reaches it there, but its service's next
+ * connections can be spared.  Half a buffer: a dialogue that falls back has no reader
+ * looked for.
+ */
+static __always_inline bool reader_beside(struct tcp_sock *own)
+{
+	struct sock *sk = sk_of(own);
+
+	return 2 * sk->sk_wmem_queued > sk->sk_sndbuf &&
+	       HARMLESS_ONES(waiters_of(address_of(own), SLEEPS_FUSED));
+}
+
 static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *set,
 					struct tcp_sock *own, u32 outcome)
 {
@@ -311,6 +341,9 @@ static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *
 	if (!direction)
 		return;
 	note_reader(set, direction, outcome);
+	if (!direction->leaving && reader_beside(own) &&
+	    learn(own, REASON_RECV_BESIDE_SEND))
+		direction->leaving = 1;
 	if (!direction->quiet)
 		direction->quiet = quiet(own);
 	direction->outcome = outcome;
@@ -344,7 +377,11 @@ int bpf_redir(struct sk_msg_md *msg)
 		outcome = hand_over(msg, set, own, direction, &peer);
 	if (!outcome) {
 		note_fused(msg, own, peer, direction);
-		return SK_PASS;
+		if (peer_stays(peer)) {
+			count_fused_message(msg->size);
+			return SK_PASS;
+		}
+		outcome = OUTCOME(tcp_peer_unknown);
 	}
 	count(outcome);
 	send_by_own_tcp(msg, own);

@@ -90,12 +90,13 @@ struct {
 
 enum reason {
 	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,     /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,     /* MSG_OOB */
-	REASON_INTERRUPTED,    /* a blocking recv answered EAGAIN */
-	REASON_ULP,	       /* TCP_ULP: kTLS */
-	REASON_MAY_SPLICE,     /* splicers.h */
-	REASON_SPLICED_BEFORE, /* before the load; no socket is marked, so this stays */
+	REASON_RECV_FLAGS,	 /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
+	REASON_SEND_FLAGS,	 /* MSG_OOB */
+	REASON_INTERRUPTED,	 /* a blocking recv answered EAGAIN */
+	REASON_ULP,		 /* TCP_ULP: kTLS */
+	REASON_RECV_BESIDE_SEND, /* bpf_redirect.bpf.c, reader_beside() */
+	REASON_MAY_SPLICE,	 /* splicers.h */
+	REASON_SPLICED_BEFORE,	 /* before the load; no socket is marked, so this stays */
 };
 
 /*
@@ -215,4 +216,21 @@ static __always_inline struct service service_of(struct tcp_sock *tp, bool conne
 		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
 		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
 	};
+}
+
+/*
+ * Its service takes TCP from the next connection on; only with this user if the end is
+ * the client's.  The key under which the socket is stored tells which end it is; false:
+ * it is in no map.
+ */
+static __always_inline bool learn(struct tcp_sock *tp, u32 reason)
+{
+	struct service service;
+	struct pair_key stored;
+
+	if (!stored_key(tp, &stored))
+		return false;
+	service = service_of(tp, stored.sender_isn == own_key(tp, true).sender_isn);
+	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	return true;
 }

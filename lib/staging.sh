@@ -143,7 +143,7 @@ stage_programs() {
   keep_marks
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" "${kept[@]}" map name "$MARKS" pinned "$marks"
-  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS"
+  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS" "$GUARDED"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" "${MAPS[@]}"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }

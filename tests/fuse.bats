@@ -526,3 +526,13 @@ after_fallback() {
   counters
   [ "$(counter ends_unfused)" -eq 0 ]
 }
+
+@test "a service that sends while a thread of it sleeps in recv sees EAGAIN in its first connection at most" {
+  load --no-guard
+  run "$TRAFFIC" beside 4
+  echo "$output"
+  [[ $output == "failed=0 last=0" || $output == "failed=1 last=1" ]]
+  counters
+  [ "$(counter ends_guarded)" -eq 6 ]
+  [[ $("$here/status.sh" 3>&-) == *"(recv_beside_send)"* ]]
+}

@@ -1281,6 +1281,71 @@ static int run_repair(void)
 }
 
 /*
+ * beside CONNECTIONS: to one service, one after the other.  It sends 40 MB, more than
+ * its client lets wait, while a thread of it sleeps in recv on the same socket.  The
+ * client reads all, answers, and closes.  Prints how often that recv failed, and of which
+ * connections the last was.
+ */
+#define BESIDE_BYTES (40 << 20)
+
+static void *beside_reader(void *argument)
+{
+	int fd = *(int *)argument;
+	unsigned char byte;
+	ssize_t n = recv(fd, &byte, 1, 0);
+
+	if (n == 1)
+		return NULL;
+	if (n == 0 || errno != EAGAIN)
+		fail("recv returned %zd, errno %d", n, n ? errno : 0);
+	recv_all(fd, &byte, 1); /* it comes all the same */
+	return argument;
+}
+
+static void beside_client(int port)
+{
+	static unsigned char buffer[1 << 20];
+	int fd = connect_from(0, "127.0.0.1", port);
+
+	usleep(300000); /* the service has come to sleep */
+	for (uint64_t got = 0; got < BESIDE_BYTES; got += sizeof(buffer)) {
+		recv_all(fd, buffer, sizeof(buffer));
+		check_bytes(buffer, 1, got, sizeof(buffer));
+	}
+	send_all(fd, "", 1);
+	close(fd);
+	_exit(0);
+}
+
+static int run_beside(char **args)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port), failed = 0, last = 0;
+
+	for (int i = 1; i <= atoi(args[0]); i++) {
+		pid_t client = fork();
+		pthread_t reader;
+		void *again;
+		int fd;
+
+		if (!client)
+			beside_client(port);
+		fd = accept(listener, NULL, NULL);
+		pthread_create(&reader, NULL, beside_reader, &fd);
+		usleep(100000);
+		for (uint64_t sent = 0; sent < BESIDE_BYTES; sent += 65536)
+			send_all(fd, bytes_at(1, sent), 65536);
+		pthread_join(reader, &again);
+		failed += !!again;
+		if (again)
+			last = i;
+		close(fd);
+		reap(client);
+	}
+	printf("failed=%d last=%d\n", failed, last);
+	return 0;
+}
+
+/*
  * early: a reader goes to sleep before its connection is established, since the
  * accept queue is full (the SYN is sent again a second later); what the other end sends
  * reaches it.
@@ -2273,6 +2338,8 @@ int main(int argc, char **argv)
 		return run_shutdown();
 	if (argc == 2 && !strcmp(argv[1], "early"))
 		return run_early();
+	if (argc == 3 && !strcmp(argv[1], "beside"))
+		return run_beside(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "busy"))
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))

@@ -215,6 +215,15 @@ happens in the map and may fail (\`recv_interrupted\`, column *careful*). Reader
 get an error either way: \`EINTR\` by TCP, \`EAGAIN\` when fused, which looks like the timeout. From
 these the guard does not learn.
 
+## A thread that reads while another sends
+
+Once a writer has filled TCP's send buffer (its reader is some MB behind), it sleeps. What wakes it
+wakes a second thread, too, that sleeps in recv on the same socket, and in the map that one answers
+\`EAGAIN\` (\`recv_woken_without_bytes\`). The first connection of a service on which this is about to
+happen cannot be spared. Both of its ends leave the map, and the service's next connections are
+plain TCP (\`status.sh\` shows \`recv_beside_send\` beside its port); where the client has the two
+threads, only those of its user are. Of 4 such connections one after the other, the first failed.
+
 ## Several threads that read one socket
 
 A message wakes every thread that sleeps in recv on the socket. One thread takes it. A thread that
