@@ -76,7 +76,7 @@ shown() {
 
 # What a whole load has pinned, one path a line; $1: id of its sockhash.
 expected_pins() {
-  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED"}
+  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED","$CAPTURE"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
   ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   local optional

@@ -47,6 +47,8 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 		return OUTCOME(tcp_socket_option);
 	if (set->marks && marks_of(own) & MARK_WRITER)
 		return OUTCOME(tcp_guarded);
+	if (captured(own))
+		return OUTCOME(tcp_captured);
 	if (state_is_old(set, own))
 		return OUTCOME(tcp_refresh);
 	if (direction && is_leaving(direction))

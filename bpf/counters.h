@@ -22,6 +22,7 @@ struct counters {
 	u64 tcp_guarded;  /* the guard saw such a call; --careful: or saw no read yet */
 	u64 tcp_sendfile; /* SENDFILE_BYTES of a file, which TCP sends without a copy */
 	u64 tcp_peer_unknown;	/* the other end is not in the map */
+	u64 tcp_captured;	/* trace_lo_traffic.sh --all */
 	u64 tcp_refresh;	/* no segment for long: NAT would forget the connection */
 	u64 tcp_in_flight;	/* TCP bytes the peer has not read yet */
 	u64 tcp_backlog_bytes;	/* enough bytes wait for the peer's reader */

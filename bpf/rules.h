@@ -25,6 +25,37 @@ static __always_inline bool has_flag(unsigned long flags, u64 bit)
 	return flags >> bit & 1;
 }
 
+/* Big endian, for the script that writes it. */
+struct capture {
+	u32 until; /* seconds of CLOCK_BOOTTIME, as in /proc/uptime; 0: nothing */
+	u16 port;  /* of either end; 0: any */
+	u16 unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct capture);
+} fuse_capture SEC(".maps");
+
+/*
+ * trace_lo_traffic.sh --all sees what goes by TCP.  It says so each second for the next
+ * few: where it was killed, messages are fused again after that.
+ */
+static __always_inline bool captured(struct tcp_sock *own)
+{
+	struct sock_common *common = &sk_of(own)->__sk_common;
+	struct capture *capture = array_value(&fuse_capture);
+	u16 port;
+
+	if (!capture || !capture->until ||
+	    bpf_ktime_get_boot_ns() / NS_PER_S > bpf_ntohl(capture->until))
+		return false;
+	port = capture->port;
+	return !port || port == common->skc_dport || port == bpf_htons(common->skc_num);
+}
+
 /* The writer waits in its error queue for what only TCP sends there. */
 static __always_inline bool writer_wants_tcp(struct tcp_sock *own)
 {

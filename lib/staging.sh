@@ -143,7 +143,10 @@ stage_programs() {
   keep_marks
   load_program bpf_contrack sockops "$STAGING/bpf_sockops" pinmaps "$STAGING/maps" \
     map name sock_ops_map pinned "$STAGING/sock_ops_map" "${kept[@]}" map name "$MARKS" pinned "$marks"
-  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS" "$GUARDED"
+  # One for all loads, so that connections of an earlier one are captured, too.
+  run "$BPFTOOL" map pin pinned "$PIN_DIR/$CAPTURE" "$STAGING/maps/$CAPTURE" 2>/dev/null ||
+    create_map "what is captured" "$STAGING/maps/$CAPTURE" type array key 4 value 8 entries 1 name "$CAPTURE"
+  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS" "$GUARDED" "$CAPTURE"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" "${MAPS[@]}"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
@@ -176,7 +179,7 @@ commit() {
   run mv -fT "$STAGING/sock_ops_map" "$PIN_MAP"
   run mv -fT "$STAGING/bpf_redir" "$PIN_REDIR"
   run mv -fT "$STAGING/bpf_sockops" "$PIN_SOCKOPS"
-  for map in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED"; do
+  for map in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$CAPTURE"; do
     run mv -fT "$STAGING/maps/$map" "$PIN_DIR/$map"
   done
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"

@@ -20,6 +20,7 @@ _sockfuse() {
     sockfuse-adopt) options="--every --quiet --help" ;;
     sockfuse-unload) options="--quiet --help" ;;
     sockfuse-status) options="--json --prometheus --watch --top --help" ;;
+    sockfuse-trace-lo-traffic) options="--all --help" ;;
     sockfuse-trace-*) options="--help" ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")

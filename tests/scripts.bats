@@ -619,6 +619,94 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   done
 }
 
+# capture_all PORT: trace_lo_traffic.sh --all, until end_capture
+capture_all() {
+  rm -f "$BATS_TEST_TMPDIR/all"
+  "$here/trace_lo_traffic.sh" --all "$1" >"$BATS_TEST_TMPDIR/all" 2>&1 3>&- &
+  capture=$!
+  wait_for 20 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/all"
+}
+
+end_capture() {
+  kill "$capture"
+  wait "$capture"
+}
+
+# bytes_in FILE PORT: bytes to the port that tcpdump saw, each once, from the first on
+bytes_in() {
+  tcpdump -n -r "$1" "dst port $2" 2>/dev/null |
+    sed -n 's/.* seq \([0-9]*\):\([0-9]*\),.*/\1 \2/p' | sort -n |
+    awk 'NR == 1 { end = $1 } $1 > end { exit } $2 > end { bytes += $2 - end; end = $2 } END { printf "%.0f\n", bytes }'
+}
+
+@test "trace_lo_traffic.sh --all: tcpdump sees every byte of the port, and none once it has ended" {
+  local before sent dump
+  load
+  iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
+  BACKGROUND=$!
+  wait_for 20 bash -c 'ss -Hltn sport = 5001 | grep -q .'
+  capture_all 5001
+  tcpdump -i lo -s 128 -B 131072 -w "$BATS_TEST_TMPDIR/pcap" port 5001 2>"$BATS_TEST_TMPDIR/dump" 3>&- &
+  dump=$!
+  wait_for 20 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/dump"
+  sent=$(iperf3 -c 127.0.0.1 -p 5001 -n 100M -b 2G --cport 45001 -J | jq .end.sum_sent.bytes)
+  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000 # of another port: fused
+  sleep 0.5
+  kill "$dump"
+  wait "$dump"
+  end_capture
+  tail -n 1 "$BATS_TEST_TMPDIR/all"
+  [[ $(tail -n 1 "$BATS_TEST_TMPDIR/all") == *": 2 messages fused, "* ]]
+  tcpdump -n -r "$BATS_TEST_TMPDIR/pcap" -w "$BATS_TEST_TMPDIR/data" port 45001 2>/dev/null
+  echo "sent $sent, seen $(bytes_in "$BATS_TEST_TMPDIR/data" 5001)"
+  [ "$(bytes_in "$BATS_TEST_TMPDIR/data" 5001)" -eq $((sent + 37)) ] # the cookie
+  open_steps
+  capture_all 0
+  step pace 1000 2
+  end_capture
+  before=$(counter fused_messages)
+  step pace 1000 20
+  [ "$(counter fused_messages)" -eq $((before + 20)) ]
+  close_steps
+}
+
+@test "trace_lo_traffic.sh --all that is killed: messages are fused again within 3 s" {
+  local before
+  load
+  open_steps
+  capture_all 0
+  step pace 1000 2
+  kill -9 "$capture"
+  wait "$capture" || true
+  sleep 3.5
+  before=$(counter fused_messages)
+  step pace 1000 5
+  [ "$(counter fused_messages)" -eq $((before + 5)) ]
+  close_steps
+}
+
+@test "no byte is lost or reordered while trace_lo_traffic.sh --all starts and ends 20 times" {
+  local traffic
+  load
+  touch "$BATS_TEST_TMPDIR/go"
+  for seed in {1..100000}; do
+    [[ -e $BATS_TEST_TMPDIR/go ]] || exit 0
+    "$TRAFFIC" mix 50000000 "$seed" || exit
+  done >"$BATS_TEST_TMPDIR/mix" 2>&1 3>&- &
+  traffic=$! BACKGROUND=$!
+  for _ in {1..20}; do
+    capture_all 0
+    end_capture
+  done
+  rm "$BATS_TEST_TMPDIR/go"
+  wait "$traffic" || {
+    cat "$BATS_TEST_TMPDIR/mix"
+    false
+  }
+  wc -l "$BATS_TEST_TMPDIR/mix"
+  (($(counter tcp_captured) > 100 && $(counter fused_messages) > 100))
+}
+
 @test "trace_lo_traffic.sh ends with the messages that were fused and that went by TCP, and why" {
   local lo
   # while_captured COMMAND...: what the script says at its end is in $output
