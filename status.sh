@@ -10,6 +10,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 usage() {
   cat <<EOF
 Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
+       ${0##*/} --why [[ADDRESS:]PORT]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
 what by TCP and why, and lists the live connections, a line for each socket.
@@ -23,6 +24,9 @@ what by TCP and why, and lists the live connections, a line for each socket.
                      busiest connections unless --top says otherwise; q ends it
   --top N            only the N sockets with the most fused bytes; needs
                      $(name_of load) --account
+  --why [[ADDRESS:]PORT]
+                     each TCP connection of this host that has that end, or each
+                     one: is it fused, and if not, why, and what to do
   --help             this text
 
 Example: ${0##*/} --json | jq '.connections[] | select(.path == "tcp")'
@@ -41,6 +45,7 @@ EOF
 FORMAT=text # json, prometheus
 FILE=       # of --prometheus
 WATCH=      # seconds
+WHY=        # --why: which end
 TOP=        # --top; watch sets it, too
 parse_arguments() {
   local words value
@@ -50,12 +55,16 @@ parse_arguments() {
     words=1 value=${2-}
     [[ $value != -* ]] || value=
     case $1 in
-      --prometheus | --watch | --top) [[ ! $value ]] || words=2 ;;&
+      --prometheus | --watch | --top | --why) [[ ! $value ]] || words=2 ;;&
       --json) FORMAT=json ;;
       --prometheus) FORMAT=prometheus FILE=${value:-$FILE} ;;
       --watch)
         WATCH=${value:-2}
         [[ $WATCH =~ ^[0-9]+(\.[0-9]+)?$ && $WATCH =~ [1-9] ]] || wrong "--watch: not a number of seconds: $WATCH"
+        ;;
+      --why)
+        FORMAT=why WHY=$value
+        [[ ! $WHY || $WHY =~ ^(.+:)?[0-9]{1,5}$ ]] || wrong "--why: not a port, nor an address and a port: $WHY"
         ;;
       --top)
         TOP=$value
@@ -289,6 +298,26 @@ connections_json() {
     END { if (NR) print "" }' "$1"
 }
 
+# why FILE: a line for each end that is asked for
+why() {
+  local lines
+  jq -e .loaded "$1" >/dev/null || {
+    with_jq status text -r --slurpfile before /dev/null "$1"
+    return
+  }
+  need_command ss iproute2
+  # shellcheck disable=SC2016 # of jq
+  lines=$(in_each_netns ss -Htne --cgroup state established 2>/dev/null |
+    with_jq why 'why($report[0]; $cgroups + "\n" | split("\n")[:-1]; $names; $rows; $wanted)' -nrR --slurpfile report "$1" --rawfile rows "$1.rows" \
+      --arg cgroups "$(jq -r --arg mount "$(cgroup2_mount)" '.cgroups[] | ltrimstr($mount)' "$1")" --arg wanted "$WHY" \
+      --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}")
+  if [[ $lines ]]; then
+    printf 'local\tremote\tpath\twhy\n%s\n' "$lines" | align
+  else
+    echo "no TCP connection is established${WHY:+ that has $WHY at an end}"
+  fi
+}
+
 # show FILE [EARLIER_FILE]: a snapshot, with rates since the earlier one
 show() {
   case $FORMAT in
@@ -301,6 +330,7 @@ show() {
       fi
       ;;
     prometheus) with_jq status prometheus -r "$1" ;;
+    why) why "$1" ;;
     text)
       {
         with_jq status text -r --slurpfile before "${2:-/dev/null}" "$1"

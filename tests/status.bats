@@ -471,3 +471,37 @@ damaged() {
   done
   return 1
 }
+
+# why PORT: path and reason of the end that connects
+why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { print $3, $4 }'; }
+
+@test "status.sh --why tells of each connection whether it is fused, and if not, why" {
+  local early excluded remote port
+  plain_address
+  for port in 5001 5002 5003; do
+    iperf3 -s -p "$port" >/dev/null 2>&1 3>&- &
+    wait_for 20 listens "$port"
+  done
+  exec {early}<>/dev/tcp/127.0.0.1/5001
+  load --exclude-port 5002
+  exec {excluded}<>/dev/tcp/127.0.0.1/5002
+  exec {remote}<>"/dev/tcp/$PLAIN_ADDRESS/5003"
+  [ "$(why 5001)" = "tcp: before" ]
+  [ "$(why 5002)" = "tcp: excluded" ]
+  [ "$(why 5003)" = "tcp: remote" ]
+  open_steps
+  step send 1000
+  run "$here/status.sh" --why 3>&-
+  echo "$output"
+  grep -qE '^127.0.0.1:[0-9]+ +127.0.0.1:[0-9]+ +fused +its messages are fused; 1000 bytes wait for its reader$' <<<"$output"
+  [ "$("$here/status.sh" --why 127.0.0.1:7 3>&-)" = "no TCP connection is established that has 127.0.0.1:7 at an end" ]
+  load --cgroup "$(mktemp -d "$CGROUP/other.XXXX")"
+  [ "$(why 5001)" = "tcp: cgroup" ]
+  exec {early}>&- {excluded}>&- {remote}>&-
+  unload --quiet
+  rmdir "$CGROUP"/other.*
+  run "$here/status.sh" --why
+  [ "$status" -eq 3 ]
+  run "$here/status.sh" --why 127.0.0.1
+  [ "$status" -eq 2 ]
+}
