@@ -53,7 +53,7 @@ PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-lig
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
-.PHONY: install uninstall deb rpm demo all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
+.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -167,6 +167,13 @@ demo:
 	$(Q)lib/deps.sh load demo
 	$(Q)$(MAKE) -s objects bench/load
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/demo.sh
+
+# Writes docs/demo.svg: the demo in a terminal.
+recording: objects bench/load
+	$(Q)lib/deps.sh load demo recording
+	$(Q)asciinema rec -q --overwrite --cols 92 --rows 8 -c '$(MAKE) -s --no-print-directory demo' docs/demo.cast </dev/null
+	$(Q)npx --yes svg-term-cli@2.1.1 --in docs/demo.cast --out docs/demo.svg --no-cursor --window
+	$(Q)rm docs/demo.cast
 
 # Writes docs/semantics.md.
 semantics: objects helpers

@@ -6,13 +6,13 @@ here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 
 usage() {
   cat <<EOF
-Usage: deps.sh [load] [demo] [check] [apps] [vm] [arm64] [lint] [deb] [rpm] [bench]
+Usage: deps.sh [load] [demo] [check] [apps] [vm] [arm64] [lint] [deb] [rpm] [bench] [recording]
 
 Installs with apt, dnf, zypper or pacman what is missing to build and load
 sockfuse (load), to show it (demo), to run its tests here (check), those with
 other programs (apps), or those in a virtual machine (vm; arm64, too), to check
-its style (lint), or to make packages (deb, rpm) or the page of benchmarks
-(bench).  The command is printed before it is run.
+its style (lint), or to make packages (deb, rpm), the page of benchmarks (bench)
+or the picture of the demo (recording).  The command is printed before it is run.
 
   --help    this text
 
@@ -51,6 +51,8 @@ deb    dpkg-shlibdeps              dpkg-dev      dpkg-dev       dpkg            
 rpm    rpmbuild                    rpm           rpm-build      rpm-build       rpm-tools
 bench  gnuplot                     gnuplot-nox   gnuplot        gnuplot         gnuplot
 bench  perf                        linux-perf    perf           perf            perf
+recording asciinema               asciinema     asciinema      asciinema       asciinema
+recording npx                     npm           npm            npm             npm
 vm     qemu-system-x86_64          qemu-system-x86 qemu-system-x86-core qemu-x86 qemu-system-x86
 arm64  qemu-system-aarch64         qemu-system-arm qemu-system-aarch64-core qemu-arm qemu-system-aarch64
 arm64  ld.lld                      lld           lld            lld             lld
@@ -97,7 +99,7 @@ install_packages() {
 shopt -s extglob
 for argument; do
   case $argument in
-    load | demo | check | apps | vm | arm64 | lint | deb | rpm | bench) ;;
+    load | demo | check | apps | vm | arm64 | lint | deb | rpm | bench | recording) ;;
     -h | --help) last_option "$argument" ;;
     *) wrong "unknown argument: $argument" ;;
   esac
