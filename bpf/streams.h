@@ -115,7 +115,7 @@ __noinline u32 judge(u64 isns, u32 size, u32 outcome)
 /* Small messages of about this size that the reader has not taken, at the most */
 static __always_inline u32 untaken(struct tcp_sock *own, struct tcp_sock *peer, u32 size)
 {
-	u32 by_tcp = own->write_seq - READ(peer, copied_seq);
+	u32 by_tcp = READ(own, write_seq) - READ(peer, copied_seq);
 
 	return by_tcp / (size ?: 1) + messages_waiting(peer, MAX_WAITING);
 }
@@ -135,24 +135,37 @@ static __always_inline void take_place(struct tcp_sock *own, u64 isns)
 			   &nobodys, true);
 }
 
-/* judge() for a message to this peer, NULL if that is not known; not LONG_RUN. */
-static __noinline u32 note_message(struct tcp_sock *own, struct tcp_sock *peer, u32 size,
-				   u32 outcome)
+/*
+ * What the message said leaves a question; what it says with the answer.  Addresses; peer
+ * is 0 if it is not known.  Seldom called, and a global function, as judge() is.
+ */
+__noinline u32 look_closer(u64 isns, u64 own, u64 peer, u32 size, u32 verdict)
 {
-	u64 isns = isns_as_one(own), id;
-	u32 verdict = judge(isns, size, outcome), run = verdict >> VERDICT_BITS;
+	u32 run = verdict >> VERDICT_BITS;
 	struct flow *flow;
+	u64 id;
 
 	if (verdict == LOST_PLACE)
-		take_place(own, isns);
-	if (!run)
-		return verdict;
-	if (!peer || untaken(own, peer, size) + STREAM_RUN > run)
+		take_place((void *)own, isns);
+	if (!run || !peer || untaken((void *)own, (void *)peer, size) + STREAM_RUN > run)
 		return NOTHING_NEW;
 	flow = flow_of(isns, &id);
 	if (flow)
 		teach(flow, id, STREAM);
 	return TCPS;
+}
+
+/* A message to this peer (NULL: not known): NOTHING_NEW, BULK_AGAIN or TCPS. */
+static __always_inline u32 note_message(struct tcp_sock *own, struct tcp_sock *peer,
+					u32 size, u32 outcome)
+{
+	u64 isns = isns_as_one(own);
+	u32 verdict = judge(isns, size, outcome);
+
+	if (verdict == LOST_PLACE || verdict >> VERDICT_BITS)
+		return look_closer(isns, address_of(own), address_of(peer), size,
+				   verdict);
+	return verdict;
 }
 
 /* A message has gone by TCP. */

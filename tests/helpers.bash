@@ -166,6 +166,6 @@ fill_services() {
   seq "$2" | awk -v map="$BPFFS/sockfuse/$1" -v bytes="$3" '{
     value = "value 1"
     for (i = 1; i < bytes; i++) value = value " 0"
-    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0  0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, value
+    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, value
   }' | "$BPFTOOL" batch file - >/dev/null
 }
