@@ -90,6 +90,10 @@ __noinline u32 judge(u64 isns, u32 size, u32 outcome)
 	flow = flow_of(isns, &id);
 	if (!flow)
 		return LOST_PLACE;
+	if (outcome == OUTCOME(tcp_captured)) {
+		flow->judged = 1; /* what it would gain is not to be seen now */
+		return NOTHING_NEW;
+	}
 	end = id == isns ? CONNECTED : ACCEPTED;
 	answers = flow->last != end;
 	again = bulk && flow->bulk == end;
