@@ -78,9 +78,10 @@ reset_services() {
     say "+ $BPFTOOL map delete pinned $pin (what was seen of services)"
     # bpftool ends with the first key that has gone meanwhile.
     for _ in {1..10}; do
-      keys=$("$BPFTOOL" -j map dump pinned "$pin" | with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r)
-      [[ $keys ]] || break
-      sed "s|^|map delete pinned $pin key |" <<<"$keys" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
+      mapfile -t keys < <("$BPFTOOL" -j map dump pinned "$pin" |
+        with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r)
+      ((${#keys[@]})) || break
+      printf "map delete pinned $pin key %s\n" "${keys[@]}" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
     done
   done
 }

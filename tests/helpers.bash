@@ -152,6 +152,7 @@ service() { "$here/status.sh" --json 3>&- | jq -c ".services[] | select(.port ==
 
 # bytes NUMBER: its four, the lowest first
 bytes() { echo "$(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255))"; }
+# shellcheck disable=SC2034 # the tests use it
 readonly ANYBODY=4294967295
 
 # remember USER REASON: as the guard does, of the service at port 5001
