@@ -364,7 +364,7 @@ export -f talk_to
   load
   learn
   remember "$ANYBODY" 1
-  fill_services fuse_services 60000 48
+  fill_services fuse_services 60000 40
   [ -z "$(service .)" ]
   [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["splice"]' ]
   forget

@@ -6,6 +6,6 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/../helpers.bash"
 
 plain_address
-"$here/load.sh" --quiet
+load_always
 trap 'unload --quiet' EXIT
 "$here/tests/fuzz/fuzz" "$PLAIN_ADDRESS" 127.0.0.1 "$@"
