@@ -11,16 +11,15 @@
  * brings the word.  It is one number of 64 bits: its reader finds all of it or none.
  *
  * No word, no entry: who connected is in no cgroup of the load, was connected before it,
- * or by Fast Open; or another connection that was made at the same moment has the place.
+ * or by Fast Open; or another connection that was made meanwhile has the place.  (Many
+ * are where the other end is established late: TCP_DEFER_ACCEPT, a full accept queue.)
  * The end that connected is then alone, and leaves (is_alone()).
  */
 #pragma once
 
 #include "maps.h"
 
-#define DIALLERS                                                                         \
-	65536 /* of the connections being made, one in so many loses its word            \
-	       */
+#define DIALLERS 65536 /* a connection that is made takes one of so many words */
 #define WORD_BITS 0xffULL
 
 /* as_connected() but for WORD_BITS; those are its outcome, and 0 if it has entered. */

@@ -15,9 +15,8 @@
 
 #include "maps.h"
 
-#define IN_VAIN                                                                          \
-	16 /* connections: what a mixed service has now and then by chance is less */
-/* ns between two connections; to enter the map costs each some 3 us, nothing on that */
+#define IN_VAIN 16 /* connections; a mixed service has fewer in a row by chance */
+/* ns between two connections; to enter the map costs each some 3 us, nothing to that */
 #define DENSE_NS (NS_PER_S / 10)
 #define TRY_EVERY 64	      /* connections; all of them pay a 64th of those 3 us */
 #define TRY_AFTER_NS NS_PER_S /* without a connection; who comes then starts afresh */
@@ -31,10 +30,9 @@ enum ending {
 	ENDINGS,
 };
 
-struct known {
-	u64 since; /* CLOCK_BOOTTIME, ns: when the path last changed, or it was first seen
-		    */
-	u64 asked; /* the same: its last connection */
+struct known {		    /* times: CLOCK_BOOTTIME, ns */
+	u64 since;	    /* the path last changed, or it was first seen */
+	u64 asked;	    /* its last connection */
 	u32 in_vain;	    /* the last in a row that gained nothing, up to IN_VAIN */
 	u32 left_out;	    /* connections since then that were not fused, or to try */
 	u32 ended[ENDINGS]; /* connections, for status.sh */

@@ -18,13 +18,13 @@
 #include "flows.h"
 
 #define LEAVE_BLOCKED 1024 /* messages in a row whose reader was blocked */
-#define LEAVE_FILES 4	   /* messages of SENDFILE_BYTES of a file; the fourth 64 KB */
-#define STREAM_RUN 64	   /* messages */
-#define STREAM_NS 1000000  /* in 1 ms a server answers, or the way there hardly counts */
+#define LEAVE_FILES 4	  /* messages of SENDFILE_BYTES; a page with pictures has fewer */
+#define STREAM_RUN 64	  /* messages; more than a server takes before it answers one */
+#define STREAM_NS 1000000 /* in 1 ms a server answers, or the way there hardly counts */
 /* ns for each message of a run; one whose reader is woken for each takes some 43 us */
 #define STREAM_GAP_NS 64000ULL
 #define OUTWEIGHS 16384 /* messages in a row that outweigh any number of turns */
-#define TAKE_EVERY 64	/* messages of a connection that has lost its place */
+#define TAKE_EVERY 64	/* messages without a place; two that share one each get a run */
 
 /* What a message says of its connection */
 enum verdict {
