@@ -60,6 +60,21 @@ ends() { service "select(.user == 1000) | $1"; }
   at_last left_after 16 talk 3
 }
 
+@test "status.sh --why tells of a connection that its service is left on TCP" {
+  why() {
+    for _ in {1..30}; do
+      exec 4<>/dev/tcp/127.0.0.1/5001
+    done
+    "$here/status.sh" --why 5001 3>&- | grep -q ':5001 *tcp: no_gain '
+  }
+  load
+  "$TRAFFIC" server 5001 3>&- &
+  BACKGROUND=$!
+  wait_for 30 listens 5001
+  at_last why
+  exec 4>&-
+}
+
 @test "connections of four requests and more gain, and all of them are fused" {
   load
   visits 1000 50 talk 4
