@@ -69,9 +69,8 @@ struct {
 #define ANYBODY (~0U) /* the kernel's own "no user" */
 
 struct service {
-	u32 netns;  /* inode number, as in /proc/PID/ns/net: another namespace's later on,
-		     */
-	u32 cookie; /* so this, too: low half of net_cookie; 0 before 5.12 */
+	u32 netns;  /* inode number, as in /proc/PID/ns/net; later another's */
+	u32 cookie; /* low half of net_cookie, nobody else's; 0 before 5.12 */
 	u32 port;   /* that it listens on, host byte order */
 	u32 user;   /* who connects, as the first user namespace numbers users; ANYBODY */
 };
