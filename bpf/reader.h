@@ -20,23 +20,6 @@ struct file___before_6_13 {
 } __attribute__((preserve_access_index));
 
 /*
- * The last descriptor of the socket is gone: sock_map_close() takes its psock some
- * hundred ns later.  A file_ref_t is negative then, an f_count 0.
- */
-static __always_inline bool is_closing(struct tcp_sock *tp)
-{
-	struct socket *socket = READ(sk_of(tp), sk_socket);
-	struct file *file = READ(socket, file);
-	struct file___before_6_13 *before = (void *)file;
-
-	if (!file)
-		return false; /* not accepted yet */
-	if (bpf_core_field_exists(before->f_count))
-		return !READ(before, f_count.counter);
-	return READ(file, f_ref.refcnt.counter) < 0;
-}
-
-/*
  * May there be calls on the peer's socket besides those in its wait queue?  A call holds
  * a reference to the file, unless its task shares its descriptors with no other
  * (fdget()): then it is the only call of that task, and the descriptor's reference stands

@@ -148,10 +148,10 @@ other with TCP alone, too.
 The kernel decides where a message goes, lets go of the lock, and then looks for the other end's
 queue. If the other end closes between the two, the send fails with \`EPIPE\`. By TCP the send would
 have succeeded and the bytes would have been lost. The last thing that the program checks is whether
-the other end still has a descriptor, and its queue. The remaining window was met in 97 of 479,979
-rounds in which one end closed while the other sent its only message, and in none of 375,631 by TCP (Linux 6.18, two
-processors, busy; \`make adversaries NAMES=closing_peer\`). A program that sends to an end which may close
-at any time must expect \`EPIPE\` from TCP, too.
+the other end still has its queue. The remaining window was met in 120 of 378,650 rounds in which
+one end closed while the other sent its only message, and in none of 375,631 by TCP (Linux 6.18, two
+processors, busy; \`make adversaries NAMES=closing_peer\`). A program that sends to an end which may
+close at any time must expect \`EPIPE\` from TCP, too.
 
 ## Other programs that have the socket in a map
 
