@@ -172,6 +172,7 @@ demo:
 recording: objects bench/load
 	$(Q)lib/deps.sh load demo recording
 	$(Q)asciinema rec -q --overwrite --cols 92 --rows 8 -c '$(MAKE) -s --no-print-directory demo' docs/demo.cast </dev/null
+	$(Q)sed -i 's|$(CURDIR)/||g' docs/demo.cast
 	$(Q)npx --yes svg-term-cli@2.1.1 --in docs/demo.cast --out docs/demo.svg --no-cursor --window
 	$(Q)rm docs/demo.cast
 
