@@ -75,6 +75,7 @@ parse_arguments() {
     shift "$words"
   done
   [[ ! $FILE || (${FILE##*/} && ! -d $FILE) ]] || wrong "--prometheus: not a file: $FILE"
+  [[ ! $TOP || $FORMAT != why ]] || wrong "--top goes without --why"
   [[ ! $WATCH || $FORMAT == text ]] || wrong "--watch goes without --$FORMAT"
 }
 

@@ -13,7 +13,8 @@ pcap-filter(7).  Ends with Ctrl-C, and then says how many messages of this host
 were fused meanwhile, how many went by TCP, and why.
 
   --all     so long, every message of PORT goes by TCP (with FILTER, or a port of 0,
-            every message of this host), so tcpdump, Wireshark and ss see all of them
+            every message of this host), so tcpdump, Wireshark and ss see all of them.
+            Connections with an edge-triggered reader (nginx, Go) stay on TCP afterwards
   --help    this text
 
 Example: ${0##*/} --all 8080
@@ -21,6 +22,8 @@ Example: ${0##*/} --all 8080
 $EXIT_CODES
 EOF
 }
+
+readonly CAPTURE_SECONDS=5 # after which it ends by itself: more than a busy host keeps a script waiting
 
 # capture UNTIL PORT: messages of the port go by TCP until then, in seconds of /proc/uptime
 capture() {
@@ -30,15 +33,20 @@ capture() {
   "$BPFTOOL" map update pinned "$PIN_DIR/$CAPTURE" key 0 0 0 0 value $bytes 0 0
 }
 
-# keep_capturing PORT: for as long as this script lives, and 2 s more if it is killed
-keep_capturing() {
+# capture_on PORT
+capture_on() {
   local now
+  read -r now _ </proc/uptime
+  capture $((${now%.*} + CAPTURE_SECONDS)) "$1"
+}
+
+# keep_capturing PORT: for as long as this script lives
+keep_capturing() {
   trap 'exit 0' TERM # once capture has ended
   while kill -0 $$ 2>/dev/null; do
-    read -r now _ </proc/uptime
-    capture $((${now%.*} + 2)) "$1" 2>/dev/null || true # it may be loaded anew just now
     sleep 0.5 >/dev/null 2>&1 &
     wait $!
+    capture_on "$1" 2>/dev/null || true # it may be loaded anew just now
   done
 }
 
@@ -64,14 +72,15 @@ if [[ ${filter[*]} =~ ^[0-9]+$ ]]; then
   ((10#${filter[0]} < 65536)) || wrong "not a port: ${filter[0]}"
   port=$((10#${filter[0]}))
   filter=(port "$port")
+  ((port)) || filter=(tcp)
 fi
-((port)) || [[ ${filter[0]} != port ]] || filter=(tcp)
 if [[ $all ]]; then
   need_bpftool
   [[ -e $PIN_DIR/$CAPTURE ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $(path_to load)"
+  trap stop_capturing EXIT
+  capture_on "$port" || die "$EX_FAILED" "the kernel map of captures cannot be written (see above)" "try: $(path_to load)"
   keep_capturing "$port" &
   capturing=$!
-  trap stop_capturing EXIT
   cat >&2 <<EOF
 Capturing on lo: ${filter[*]}
 Every message of $( ((port)) && echo "port $port" || echo "this host") goes by TCP until this ends.
