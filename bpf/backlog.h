@@ -18,6 +18,7 @@
 #define CATCH_UP_LOOKS 300 /* at the reader, in some 240 us */
 #define CATCH_UP_PAUSES 40 /* between two looks, of some 20 ns */
 #define FUTILE_NS 1000000  /* after a wait in vain; none is tried meanwhile */
+#define TAKEN_SHARE 4	   /* bytes that may wait for each that was taken */
 #define ROOM_BYTES 524288  /* a reader takes so much in some 100 us */
 #define ROOM_SHARE 4	   /* or this part of the limit, if it is less */
 
@@ -34,7 +35,9 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
 
 /*
  * Bytes that may wait: the reader's receive buffer as TCP would let it grow, by what the
- * reader takes (tcp_rcv_space_adjust()), and half of what the send buffer can grow to.
+ * reader takes, and half of what the send buffer can grow to.  tcp_rcv_space_adjust()
+ * grows the window to between 2 and 6 times of what was taken.  (With 1 instead of 4, a
+ * stream of 64 KB on one processor had 0.975 of the throughput in its first second.)
  * The writer then fills TCP's send buffer on top of that, so it gets in what it would
  * with TCP alone: with less, two ends that each write before they read would wait for
  * each other.  Before the first read it is 6.4 MB by default, and 4.3 with TCP alone.
@@ -53,7 +56,7 @@ static __always_inline u32 backlog_limit(struct tcp_sock *own, struct tcp_sock *
 	if (!(READ_BITFIELD(sk_of(peer), sk_userlocks) & SOCK_RCVBUF_LOCK))
 		most = READ(net, ipv4.sysctl_tcp_rmem[2]);
 	if (direction && direction->fused_bytes > backlog)
-		limit += direction->fused_bytes - backlog;
+		limit += TAKEN_SHARE * (direction->fused_bytes - backlog);
 	net = READ(sk_of(own), __sk_common.skc_net.net);
 	if (READ_BITFIELD(sk_of(own), sk_userlocks) & SOCK_SNDBUF_LOCK)
 		limit += (u32)READ(sk_of(own), sk_sndbuf) / 2;
