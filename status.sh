@@ -13,7 +13,8 @@ Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
        ${0##*/} --why [[ADDRESS:]PORT]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
-what by TCP and why, and lists the live connections, a line for each socket.
+what by TCP and why, lists the services whose connections it has seen and whether
+the next ones are fused, and the live connections, a line for each socket.
 
   --json             one JSON object (docs/status.schema.json)
   --prometheus [FILE]
@@ -86,7 +87,7 @@ shown() {
 
 # What a whole load has pinned, one path a line; $1: id of its sockhash.
 expected_pins() {
-  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED","$CAPTURE"}
+  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED","$CAPTURE","$SERVICES"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
   ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   local optional
@@ -122,7 +123,7 @@ unread() {
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
 # longer pinned is found by the program that uses it.
 read_state() {
-  local pin settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
+  local pin settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded services ports nets
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
@@ -130,7 +131,7 @@ read_state() {
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
-  read -r map counters guarded ports nets < <(with_jq status map_ids -nr \
+  read -r map counters guarded services ports nets < <(with_jq status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
   read_sockets "$map"
   jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
@@ -147,6 +148,8 @@ read_state() {
     --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
     --slurpfile guarded <(shown map dump id "$guarded") \
+    --slurpfile services <(shown map dump id "$services") \
+    --rawfile uptime /proc/uptime \
     --slurpfile sidecar <(shown map dump pinned "$SIDECAR/$SIDECAR_MAP") \
     --slurpfile ports <(shown map dump id "$ports") \
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'

@@ -59,6 +59,7 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	u64 net_cookie; /* atomic64_t before 5.12: not taken for this */
 	struct netns_ipv4 ipv4;
 };
 

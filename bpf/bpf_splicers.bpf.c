@@ -26,6 +26,8 @@ static __always_inline void note_service(struct sock *sk, u32 reason)
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct service service = {
 		.netns = READ(net, ns.inum),
+		.cookie = bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie)
+								 : 0,
 		.port = READ(sk, __sk_common.skc_num),
 		.user = ANYBODY,
 	};

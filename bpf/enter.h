@@ -46,10 +46,19 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 		(const void *)sk->sk_data_ready != &sock_def_readable);
 }
 
+/* load.sh --port, --exclude-port */
+static __always_inline bool is_excluded(struct settings *set, struct service *service)
+{
+	u16 port = service->port;
+	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
+
+	return listed ? *listed != 1 : set->listed;
+}
+
 /*
  * The counter, if the service, or a client of this end's user, was seen to make a call
  * that only TCP serves; else 0.  Only the end that connects knows its user, so it may
- * stay out alone; keep_peer_out() then takes the other one along.
+ * stay out alone; diallers.h then takes the other one along.
  */
 static __always_inline u32 guarded(struct service service)
 {
@@ -65,20 +74,11 @@ static __always_inline u32 guarded(struct service service)
 					   : OUTCOME(ends_may_splice);
 }
 
-/* The counter that tells why a socket may not enter, 0 if it may. */
-static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
-				    bool connected)
+/* The counter that tells why a socket of this service may not enter, 0 if it may. */
+static __always_inline u32 kept_out(struct tcp_sock *tp, struct service *service)
 {
-	struct service service = service_of(tp, connected);
-	u16 port = service.port;
-	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
-	u32 outcome;
+	u32 outcome = guarded(*service);
 
-	if (listed ? *listed != 1 : set->listed)
-		return OUTCOME(ends_excluded);
-	outcome = connected ? 0 : outcome_of_dialler(tp); /* first: takes the entry out */
-	if (!outcome)
-		outcome = guarded(service);
 	if (outcome)
 		return outcome;
 	if (is_kernels(tp) || not_plain_tcp(tp))

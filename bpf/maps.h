@@ -69,9 +69,10 @@ struct {
 #define ANYBODY (~0U) /* the kernel's own "no user" */
 
 struct service {
-	u32 netns; /* inode number, as in /proc/PID/ns/net */
-	u32 port;  /* that it listens on, host byte order */
-	u32 user;  /* who connects, as the first user namespace numbers users; ANYBODY */
+	u32 netns;  /* inode number, as in /proc/PID/ns/net; later another's */
+	u32 cookie; /* low half of net_cookie, nobody else's; 0 before 5.12 */
+	u32 port;   /* that it listens on, host byte order */
+	u32 user;   /* who connects, as the first user namespace numbers users; ANYBODY */
 };
 
 /*
@@ -114,8 +115,7 @@ struct {
 /*
  * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
  * of these only once it has sent bytes by TCP or BULK_BYTES at a time, its reader did not
- * keep up, or one of its messages was drawn for SAMPLE: short connections that never fall
- * back pay for none.
+ * keep up, or it is to leave the map: dialogues that never fall back pay for none.
  */
 #define SEEN (1ULL << 32)
 
@@ -124,11 +124,8 @@ struct direction {
 	u64 returned;	   /* SEEN | write_seq when no reader was inside tcp_recvmsg() */
 	u32 waiting;	   /* no more messages than these wait, edge_reader_full() */
 	u16 stream;	   /* so many small messages go by TCP once nothing waits */
-	u32 small;	   /* messages below BULK_BYTES that were fused */
-	u32 streamed;	   /* count_streamed() */
 	u32 blocked;	   /* messages in a row, reader_blocked() */
 	u64 futile;	   /* ktime until which no message waits in place */
-	u64 sampled;	   /* ktime of the last SAMPLE of small ones */
 	u8 seam;	   /* has sent by TCP to an edge-triggered reader, seam.h */
 	u8 adopted;	   /* nothing has gone by TCP since both ends are in the map */
 	u8 leaving;	   /* is to leave the map: goes by TCP once nothing fused waits */
@@ -210,9 +207,11 @@ static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock 
 static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
 {
 	struct sock_common *common = &sk_of(tp)->__sk_common;
+	struct net *net = common->skc_net.net;
 
 	return (struct service){
-		.netns = common->skc_net.net->ns.inum,
+		.netns = net->ns.inum,
+		.cookie = bpf_core_field_exists(net->net_cookie) ? net->net_cookie : 0,
 		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
 		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
 	};

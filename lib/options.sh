@@ -11,6 +11,7 @@ Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
                [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
                [--no-guard | --careful]
                [--config FILE] [--check [--json] | --quiet]
+       ${0##*/} --reset-services [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -25,7 +26,8 @@ what is loaded; live connections go on.
                          passed for so long, so that NAT and connection tracking
                          keep the connection (default 60, at most 255; 0: never)
   --port LIST            fuse only connections to services that listen on these
-                         ports: numbers and ranges, as 80,443,6000-6010
+                         ports: numbers and ranges, as 80,443,6000-6010; those
+                         always, whether they gain or not
   --exclude-port LIST    do not fuse connections to services on these ports; nor to
                          564,2049,3240,3260,4420,10809, which the kernel serves,
                          unless --port has them
@@ -56,6 +58,8 @@ what is loaded; live connections go on.
                          this host lacks (exit 1), what would be reduced, and which
                          faults of sockmap this kernel is known to have
   --json                 print what --check found as one JSON object
+  --reset-services       load nothing; forget what was seen of services, so that the
+                         next connections to all of them are fused
   --quiet                do not print the commands that change the system
   --help                 this text
 
@@ -84,9 +88,14 @@ GUARD=1               # or empty; stage_guard empties it where it cannot attach 
 CAREFUL=              # 1 or empty → guard, load
 CHECK=                # 1 or empty → load
 JSON=                 # 1 or empty → preflight
+RESET=                # 1 or empty → load
 
 parse_arguments() {
+  local word
   read_options "$@"
+  for word in ${RESET:+"$@"}; do
+    [[ $word == --reset-services || $word == --quiet ]] || wrong "--reset-services goes with --quiet alone"
+  done
   check_options
 }
 
@@ -120,6 +129,7 @@ read_options() {
       --careful) CAREFUL=1 ;;
       --check) CHECK=1 ;;
       --json) JSON=1 ;;
+      --reset-services) RESET=1 ;;
       --quiet) QUIET=1 ;;
       *) last_option "$1" ;;
     esac

@@ -15,6 +15,9 @@ def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ul
 
 def guard_reason: guard_reasons[.];
 
+# Of a value of fuse_guarded or fuse_services: load.sh --reset-services
+def may_be_forgotten: type != "number" or guard_reason != "may_splice";
+
 # Whose connections to the service; nothing if everybody's, also for lack of the field in an
 # older load
 def guard_user: if . == null or . == 4294967295 then {} else {user: .} end;
@@ -35,6 +38,23 @@ def reasons:
 # What bpftool -j showed, null if it had nothing to show
 def shown: .[0] | if type == "object" and has("error") then null else . end;
 
+# An entry of fuse_services; $boot: when the host was started; $guarded: guard.services.  Why its
+# next connections are plain TCP: for good, for what was seen of it, or as its last ones in a row
+# (IN_VAIN of bpf/services.h) gained nothing, most of them for that.
+def service($boot; $guarded):
+  .key as $key | .value as $known
+  | ($known.ended | {gained: .[0], short: .[1], stream: .[2], files: .[3]}) as $ended
+  | ({netns: $key.netns, port: $key.port} + ($key.user | guard_user)) as $service
+  | (first($guarded[] | select(del(.reason) | . == $service or . == ($service | del(.user)))).reason
+     // if $known.in_vain == 16 then $ended | del(.gained) | to_entries | max_by(.value).key else null end) as $reason
+  | $service
+  + (if $reason then {path: "tcp", reason: $reason} else {path: "fused"} end)
+  + {since: ($boot + $known.since / 1000000000 | floor | todate), connections: ($ended | add)} + $ended + {left_out: $known.left_out};
+
+# Each once, although bpftool may list an entry twice that was used meanwhile; the busiest first
+def services($boot; $guarded):
+  [shown[]?.formatted] | unique_by(.key) | map(service($boot; $guarded)) | sort_by(-.connections, .port, .user);
+
 # The id of the map of that name that one of our programs uses, 0 if none
 def map_used($name):
   [.sockops, .redir | shown | .map_ids[]?] as $used
@@ -43,7 +63,7 @@ def map_used($name):
 # Those that status.sh dumps
 def map_ids:
   $ARGS.named
-  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_ports", "fuse_nets")] | join(" ");
+  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_services", "fuse_ports", "fuse_nets")] | join(" ");
 
 def counters:
   {
@@ -91,6 +111,7 @@ def loaded($version; $kernel):
   (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
   | .settings as $settings
   | (.counters | shown | if . then summed else null end) as $counters
+  | [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}] as $guarded
   | {
       loaded: true,
       damage: damage,
@@ -117,8 +138,9 @@ def loaded($version; $kernel):
       guard: {
         loaded: (.guard != ""),
         splicers_left_out: ($settings.splicers == 2),
-        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
+        services: ($guarded | unique)
       },
+      services: ((now - (.uptime | split(" ")[0] | tonumber)) as $boot | .services | services($boot; $guarded)),
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
       backlog,
       counters: (if $counters then $counters | counters else null end)
@@ -144,7 +166,7 @@ def report:
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
-def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "map_full", "refused", "remote");
+def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "no_gain", "map_full", "refused", "remote");
 
 def or_none: if . == "" then "none" else . end;
 
@@ -205,7 +227,20 @@ def counters_table($before):
         | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
     | @tsv);
 
-def text: summary, counters_table($ARGS.named.before[0]);
+# The first 20
+def services_table:
+  .services // [] | select(. != [])
+  | ([.[].netns] | unique | length > 1) as $namespaces
+  | "",
+    (["service", "user", "connections", "gained", "path", "since"] + (if $namespaces then ["netns"] else [] end),
+      (.[:20][]
+        | [.port, .user // "all", .connections, (.connections as $all | if $all > 0 then .gained | percent($all) else "" end), .path + (if .reason then ": " + .reason else "" end),
+            (.since | fromdate | strflocaltime("%F %T"))]
+        + (if $namespaces then [.netns] else [] end))
+    | @tsv),
+    (length - 20 | select(. > 0) | "and \(.) more: see --json");
+
+def text: summary, counters_table($ARGS.named.before[0]), services_table;
 
 def metric($name; $type; $help; samples):
   "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");

@@ -31,6 +31,7 @@ def explanations: {
   interrupted: "a recv of its service was interrupted and answered EAGAIN",
   ulp: "its service uses kTLS",
   recv_beside_send: "a thread of its service sleeps in recv while another fills the send buffer",
+  no_gain: "the last connections of its user to its service gained nothing; load.sh --port has a service fused always",
   may_splice: "one of its programs may splice; see the list splicers"
 };
 
@@ -41,7 +42,8 @@ def in_ranges($ranges): . as $port | any($ranges | split(",")[]; split("-") | ma
 # A socket that is in no map
 def kept_out($report; $cgroups):
   [.local, .remote | port] as $ports
-  | ([$report.guard.services[] | select(.port | IN($ports[])).reason] | first) as $learned
+  | ([$report.guard.services[] | select(.port | IN($ports[])).reason]
+     + [$report.services[] | select(.path == "tcp" and (.port | IN($ports[]))) | "no_gain"] | first) as $learned
   | if any(.local, .remote; on_loopback | not) then if $report.policy.nets == [] then "remote" else "nets" end
     elif any($ports[]; in_ranges($report.policy.excluded_ports)) then "excluded"
     elif $report.policy.ports != "" and all($ports[]; in_ranges($report.policy.ports) | not) then "excluded"

@@ -9,6 +9,8 @@ CGROUP=/sys/fs/cgroup
 TRAFFIC=$here/tests/traffic
 
 load() { "$here/load.sh" --quiet "$@" 3>&-; }
+# Nothing is learned of services: of a client's many connections none is left on TCP.
+load_always() { load --port 1-65535 "$@"; }
 unload() { "$here/unload.sh" "$@" 3>&-; }
 status() { "$here/status.sh" "$@" 3>&-; }
 
@@ -123,7 +125,7 @@ open_steps() {
 # are pauses between them, and it is no stream
 pace_until_left() {
   for _ in {1..10}; do
-    step pace 64 40000
+    step pace 64 2000
     sleep 0.3
     step pace 64
     (($(counter ends_unfused) < 2)) || return 0
@@ -145,9 +147,26 @@ step() {
   [ "$answer" = ok ]
 }
 
-# remember USER value hex REASON: as the guard does, of port 5001 (0x1389); bytes
+# service FILTER [PORT]: what status.sh tells of the service at that port
+service() { "$here/status.sh" --json 3>&- | jq -c ".services[] | select(.port == ${2:-5001}) | $1"; }
+
+# bytes NUMBER: its four, the lowest first
+bytes() { echo "$(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255))"; }
+# shellcheck disable=SC2034 # the tests use it
+readonly ANYBODY=4294967295
+
+# remember USER REASON: as the guard does, of the service at port 5001
 remember() {
-  local netns
-  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 "$@" 0 0 0
+  # shellcheck disable=SC2046 # a word a byte
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key $(bytes "$(stat -L -c %i /proc/self/ns/net)") \
+    $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value $(bytes "$2")
+}
+
+# fill_services MAP N BYTES: with so many others that are used twice, which keeps them for longer
+fill_services() {
+  seq "$2" | awk -v map="$BPFFS/sockfuse/$1" -v bytes="$3" '{
+    value = "value 1"
+    for (i = 1; i < bytes; i++) value = value " 0"
+    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, value
+  }' | "$BPFTOOL" batch file - >/dev/null
 }

@@ -102,7 +102,7 @@ start_proxy() {
 @test "10,000 connections of curl through the proxy, by name and by address, IPv4 and IPv6: each where it wanted to go" {
   local i
   start_proxy
-  sidecar
+  sidecar --port 1-65535
   for i in {1..2500}; do
     printf 'url = http://%s:8080/\noutput = /dev/null\n' four.example six.example 10.244.0.2 '[fd00:244::2]'
   done >"$BATS_TEST_TMPDIR/urls"
