@@ -70,19 +70,16 @@ report() {
 
 # What the guard saw goes, too; who may splice is known by its program, and stays.
 reset_services() {
-  local map pin keys
+  local pin=$PIN_DIR/$SERVICES keys
   take_lock
-  for map in "$GUARDED" "$SERVICES"; do
-    pin=$PIN_DIR/$map
-    [[ -e $pin ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $0"
-    say "+ $BPFTOOL map delete pinned $pin (what was seen of services)"
-    # bpftool ends with the first key that has gone meanwhile.
-    for _ in {1..10}; do
-      mapfile -t keys < <("$BPFTOOL" -j map dump pinned "$pin" |
-        with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r)
-      ((${#keys[@]})) || break
-      printf "map delete pinned $pin key %s\n" "${keys[@]}" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
-    done
+  [[ -e $pin ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $0"
+  say "+ $BPFTOOL map delete pinned $pin (what was seen of services)"
+  # bpftool ends with the first key that has gone meanwhile.
+  for _ in {1..10}; do
+    mapfile -t keys < <("$BPFTOOL" -j map dump pinned "$pin" |
+      with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r)
+    ((${#keys[@]})) || break
+    printf "map delete pinned $pin key %s\n" "${keys[@]}" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
   done
 }
 

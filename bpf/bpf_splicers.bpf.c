@@ -21,7 +21,7 @@ static __always_inline bool is_tcp(struct sock *sk)
 	       READ(sk, sk_protocol) == IPPROTO_TCP;
 }
 
-static __always_inline void note_service(struct sock *sk, u32 reason)
+static __always_inline void note_service(struct sock *sk, u16 reason)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct service service = {
@@ -33,7 +33,7 @@ static __always_inline void note_service(struct sock *sk, u32 reason)
 	};
 
 	if (READ_BITFIELD(sk, __sk_common.skc_state) == TCP_LISTEN)
-		bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+		note_reason(&service, reason);
 }
 
 /* Before 5.11 a socket cannot be marked from here. */

@@ -55,29 +55,11 @@ static __always_inline bool is_excluded(struct settings *set, struct service *se
 	return listed ? *listed != 1 : set->listed;
 }
 
-/*
- * The counter, if the service, or a client of this end's user, was seen to make a call
- * that only TCP serves; else 0.  Only the end that connects knows its user, so it may
- * stay out alone; diallers.h then takes the other one along.
- */
-static __always_inline u32 guarded(struct service service)
-{
-	u32 *reason = bpf_map_lookup_elem(&fuse_guarded, &service);
-
-	if (!reason && service.user != ANYBODY) {
-		service.user = ANYBODY;
-		reason = bpf_map_lookup_elem(&fuse_guarded, &service);
-	}
-	if (!reason)
-		return 0;
-	return *reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
-					   : OUTCOME(ends_may_splice);
-}
-
 /* The counter that tells why a socket of this service may not enter, 0 if it may. */
-static __always_inline u32 kept_out(struct tcp_sock *tp, struct service *service)
+static __always_inline u32 kept_out(struct tcp_sock *tp, struct service *service,
+				    bool gain)
 {
-	u32 outcome = guarded(*service);
+	u32 outcome = left_on_tcp(*service, gain);
 
 	if (outcome)
 		return outcome;

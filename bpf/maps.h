@@ -66,40 +66,6 @@ struct {
 	__type(value, struct marks);
 } fuse_marks SEC(".maps");
 
-#define ANYBODY (~0U) /* the kernel's own "no user" */
-
-struct service {
-	u32 netns;  /* inode number, as in /proc/PID/ns/net; later another's */
-	u32 cookie; /* low half of net_cookie, nobody else's; 0 before 5.12 */
-	u32 port;   /* that it listens on, host byte order */
-	u32 user;   /* who connects, as the first user namespace numbers users; ANYBODY */
-};
-
-/*
- * Services whose next connections are plain TCP from the start, for what was seen of an
- * earlier one.  What a client did concerns that user's connections to the service alone;
- * what the service itself did concerns ANYBODY's.  Who fills it pushes out what is not
- * used.
- */
-struct {
-	__uint(pinning, PINNING);
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384); /* services */
-	__type(key, struct service);
-	__type(value, u32); /* enum reason */
-} fuse_guarded SEC(".maps");
-
-enum reason {
-	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,	 /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,	 /* MSG_OOB */
-	REASON_INTERRUPTED,	 /* a blocking recv answered EAGAIN */
-	REASON_ULP,		 /* TCP_ULP: kTLS */
-	REASON_RECV_BESIDE_SEND, /* bpf_redirect.bpf.c, reader_beside() */
-	REASON_MAY_SPLICE,	 /* splicers.h */
-	REASON_SPLICED_BEFORE,	 /* before the load; no socket is marked, so this stays */
-};
-
 /*
  * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
  * TCP alone from now on, and none of its fused messages is under way (leave.h).  Such an
@@ -201,35 +167,4 @@ static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock 
 static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock *tp)
 {
 	return reader_unseen(set, tp) && no_fused_bytes(psock_of(tp));
-}
-
-/* The service that this end's doings concern.  Only the end that connected has a user. */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
-{
-	struct sock_common *common = &sk_of(tp)->__sk_common;
-	struct net *net = common->skc_net.net;
-
-	return (struct service){
-		.netns = net->ns.inum,
-		.cookie = bpf_core_field_exists(net->net_cookie) ? net->net_cookie : 0,
-		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
-		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
-	};
-}
-
-/*
- * Its service takes TCP from the next connection on; only with this user if the end is
- * the client's.  The key under which the socket is stored tells which end it is; false:
- * it is in no map.
- */
-static __always_inline bool learn(struct tcp_sock *tp, u32 reason)
-{
-	struct service service;
-	struct pair_key stored;
-
-	if (!stored_key(tp, &stored))
-		return false;
-	service = service_of(tp, stored.sender_isn == own_key(tp, true).sender_isn);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
-	return true;
 }

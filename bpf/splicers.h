@@ -13,7 +13,7 @@
  */
 #pragma once
 
-#include "maps.h"
+#include "services.h"
 
 #define SIGBUS 7 /* asm-generic/signal.h */
 #define SIGSEGV 11
@@ -80,9 +80,8 @@ static __always_inline bool may_splice(struct task_struct *task)
 static __always_inline void note_splicers_service(struct tcp_sock *tp)
 {
 	struct service service = service_of(tp, false);
-	u32 reason = REASON_MAY_SPLICE;
 
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	note_reason(&service, REASON_MAY_SPLICE);
 }
 
 /* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */
@@ -92,7 +91,7 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
 	struct service service;
-	u32 *known;
+	struct known *known;
 
 	if (!tp || !sk || !set || !set->splicers)
 		return;
@@ -104,9 +103,9 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	}
 	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */
 	service = service_of(tp, false);
-	known = listens ? bpf_map_lookup_elem(&fuse_guarded, &service) : NULL;
-	if (known && *known == REASON_MAY_SPLICE)
-		bpf_map_delete_elem(&fuse_guarded, &service);
+	known = listens ? bpf_map_lookup_elem(&fuse_services, &service) : NULL;
+	if (known && known->reason == REASON_MAY_SPLICE)
+		bpf_map_delete_elem(&fuse_services, &service);
 }
 
 /* sk: of either type that bpf_sk_storage_get() takes */

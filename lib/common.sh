@@ -18,7 +18,7 @@ readonly STAGING=$PIN_DIR/staging
 readonly ATTACHED=$PIN_DIR/attached
 # Names of maps.  The first three outlive a reload; that of the settings says that a program
 # is ours.
-readonly SETTINGS=fuse_settings COUNTERS=fuse_counters MARKS=fuse_marks GUARDED=fuse_guarded CAPTURE=fuse_capture
+readonly SETTINGS=fuse_settings COUNTERS=fuse_counters MARKS=fuse_marks CAPTURE=fuse_capture
 readonly SERVICES=fuse_services FLOWS=fuse_flows DIRECTIONS=fuse_directions
 readonly PROGRAMS=fuse_programs PORTS=fuse_ports NETS=fuse_nets CGROUPS_MAP=fuse_cgroups
 readonly ADOPTERS=fuse_adopters SIDECAR_MAP=fuse_sidecar

@@ -15,8 +15,8 @@ def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ul
 
 def guard_reason: guard_reasons[.];
 
-# Of a value of fuse_guarded or fuse_services: load.sh --reset-services
-def may_be_forgotten: type != "number" or guard_reason != "may_splice";
+# Of a value of fuse_services: load.sh --reset-services
+def may_be_forgotten: .reason | guard_reason != "may_splice";
 
 # Whose connections to the service; nothing if everybody's, also for lack of the field in an
 # older load
@@ -38,22 +38,27 @@ def reasons:
 # What bpftool -j showed, null if it had nothing to show
 def shown: .[0] | if type == "object" and has("error") then null else . end;
 
-# An entry of fuse_services; $boot: when the host was started; $guarded: guard.services.  Why its
-# next connections are plain TCP: for good, for what was seen of it, or as its last ones in a row
-# (IN_VAIN of bpf/services.h) gained nothing, most of them for that.
-def service($boot; $guarded):
-  .key as $key | .value as $known
-  | ($known.ended | {gained: .[0], short: .[1], stream: .[2], files: .[3]}) as $ended
-  | ({netns: $key.netns, port: $key.port} + ($key.user | guard_user)) as $service
-  | (first($guarded[] | select(del(.reason) | . == $service or . == ($service | del(.user)))).reason
-     // if $known.in_vain == 16 then $ended | del(.gained) | to_entries | max_by(.value).key else null end) as $reason
-  | $service
-  + (if $reason then {path: "tcp", reason: $reason} else {path: "fused"} end)
-  + {since: ($boot + $known.since / 1000000000 | floor | todate), connections: ($ended | add)} + $ended + {left_out: $known.left_out};
+def service_key: {netns: .key.netns, port: .key.port} + (.key.user | guard_user);
 
-# Each once, although bpftool may list an entry twice that was used meanwhile; the busiest first
-def services($boot; $guarded):
-  [shown[]?.formatted] | unique_by(.key) | map(service($boot; $guarded)) | sort_by(-.connections, .port, .user);
+# Entries of fuse_services, each once, although bpftool may list one twice that was used meanwhile
+def known_services: [.services | shown[]?.formatted] | unique_by(.key);
+
+# Those of which something was seen that only TCP serves
+def guarded_services: map(select(.value.reason > 0) | service_key + {reason: (.value.reason | guard_reason)}) | unique;
+
+# $boot: when the host was started.  Why the next connections of a service are plain TCP: for good,
+# for what was seen of this user's or of everybody's; or as the last ones in a row (IN_VAIN of
+# bpf/services.h) gained nothing, most of them for that.  The busiest first.
+def services($boot):
+  (map(select(.value.reason > 0) | {key: (.key | tojson), value: (.value.reason | guard_reason)}) | from_entries) as $seen
+  | map(
+      (.value.ended | {gained: .[0], short: .[1], stream: .[2], files: .[3]}) as $ended
+      | (([.key, (.key | .user = 4294967295) | $seen[tojson] // empty] | first)
+         // if .value.in_vain == 16 then $ended | del(.gained) | to_entries | max_by(.value).key else null end) as $reason
+      | service_key
+      + (if $reason then {path: "tcp", reason: $reason} else {path: "fused"} end)
+      + {since: ($boot + .value.since / 1000000000 | floor | todate), connections: ($ended | add)} + $ended + {left_out: .value.left_out})
+  | sort_by(-.connections, .port, .user);
 
 # The id of the map of that name that one of our programs uses, 0 if none
 def map_used($name):
@@ -63,7 +68,7 @@ def map_used($name):
 # Those that status.sh dumps
 def map_ids:
   $ARGS.named
-  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_services", "fuse_ports", "fuse_nets")] | join(" ");
+  | [map_used("sock_ops_map", "fuse_counters", "fuse_services", "fuse_ports", "fuse_nets")] | join(" ");
 
 def counters:
   {
@@ -111,7 +116,7 @@ def loaded($version; $kernel):
   (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
   | .settings as $settings
   | (.counters | shown | if . then summed else null end) as $counters
-  | [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}] as $guarded
+  | known_services as $services
   | {
       loaded: true,
       damage: damage,
@@ -138,9 +143,9 @@ def loaded($version; $kernel):
       guard: {
         loaded: (.guard != ""),
         splicers_left_out: ($settings.splicers == 2),
-        services: ($guarded | unique)
+        services: ($services | guarded_services)
       },
-      services: ((now - (.uptime | split(" ")[0] | tonumber)) as $boot | .services | services($boot; $guarded)),
+      services: ((now - (.uptime | split(" ")[0] | tonumber)) as $boot | $services | services($boot)),
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
       backlog,
       counters: (if $counters then $counters | counters else null end)

@@ -154,19 +154,20 @@ service() { "$here/status.sh" --json 3>&- | jq -c ".services[] | select(.port ==
 bytes() { echo "$(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255))"; }
 # shellcheck disable=SC2034 # the tests use it
 readonly ANYBODY=4294967295
+# struct known of bpf/services.h; its reason is at 16
+mapfile -t ZEROS < <(printf '0\n%.0s' {1..40})
+readonly ZEROS
 
 # remember USER REASON: as the guard does, of the service at port 5001
 remember() {
   # shellcheck disable=SC2046 # a word a byte
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key $(bytes "$(stat -L -c %i /proc/self/ns/net)") \
-    $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value $(bytes "$2")
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_services" key $(bytes "$(stat -L -c %i /proc/self/ns/net)") \
+    $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value "${ZEROS[@]:0:16}" "$2" "${ZEROS[@]:0:23}"
 }
 
-# fill_services MAP N BYTES: with so many others that are used twice, which keeps them for longer
+# fill_services N: with so many others that are used twice, which keeps them for longer
 fill_services() {
-  seq "$2" | awk -v map="$BPFFS/sockfuse/$1" -v bytes="$3" '{
-    value = "value 1"
-    for (i = 1; i < bytes; i++) value = value " 0"
-    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, value
+  seq "$1" | awk -v map="$BPFFS/sockfuse/fuse_services" -v zeros="${ZEROS[*]}" '{
+    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value", zeros
   }' | "$BPFTOOL" batch file - >/dev/null
 }

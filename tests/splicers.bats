@@ -75,7 +75,7 @@ on_and_before() {
 @test "nobody makes sockfuse forget a service from before the load" {
   serve 7100 "$TRAFFIC" proxy 7100 8080 go
   load
-  fill_services fuse_guarded 60000 4
+  fill_services 60000
   through
   counters
   [ "$(counter fused_messages)" -eq 0 ]

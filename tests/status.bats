@@ -304,7 +304,7 @@ mark_reader() {
 
 @test "nobody fills the guard's memory of services for good" {
   load
-  fill_services fuse_guarded 20000 4
+  fill_services 20000
   remember "$ANYBODY" 1
   "$TRAFFIC" flagged 5001 0 none
   [ "$(counter ends_guarded)" -eq 2 ]
