@@ -140,7 +140,7 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 	if (!tell_end(tp, &connected))
 		return 0;
 	service = service_of(tp, connected);
-	if (is_excluded(set, &service) || kept_out(tp, &service, false) || !in_cgroup(tp))
+	if (excluded(set, &service) || kept_out(tp, &service, false) || !in_cgroup(tp))
 		return 0;
 	if (IS_SPLICERS(set, tp) || (set->nonblocking && !never_waits(tp)))
 		return 0;

@@ -53,8 +53,8 @@ static __always_inline u32 stays_out(struct bpf_sock_ops *skops, struct bpf_sock
 	struct service service = service_of(tp, connected);
 	u32 outcome = local && !connected ? follow_word(tp) : 0;
 
-	if (!outcome && is_excluded(set, &service))
-		outcome = OUTCOME(ends_excluded);
+	if (!outcome)
+		outcome = excluded(set, &service);
 	if (!outcome) /* what --port names is always fused */
 		outcome = kept_out(tp, &service, connected && !set->listed);
 	if (!outcome && IS_SPLICERS(set, sk)) {

@@ -10,6 +10,8 @@
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
 
+#define PORT_MAY_SPLICE 3 /* bpf_splicers.bpf.c */
+
 /* 1: load.sh --port; 0: --exclude-port; 2: left out unless it is listed */
 struct {
 	__uint(pinning, PINNING);
@@ -46,13 +48,15 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 		(const void *)sk->sk_data_ready != &sock_def_readable);
 }
 
-/* load.sh --port, --exclude-port */
-static __always_inline bool is_excluded(struct settings *set, struct service *service)
+/* The counter that tells why connections to this port stay out, 0 if they may enter. */
+static __always_inline u32 excluded(struct settings *set, struct service *service)
 {
 	u16 port = service->port;
 	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
 
-	return listed ? *listed != 1 : set->listed;
+	if (listed && *listed == PORT_MAY_SPLICE)
+		return OUTCOME(ends_may_splice);
+	return (listed ? *listed != 1 : set->listed) ? OUTCOME(ends_excluded) : 0;
 }
 
 /* The counter that tells why a socket of this service may not enter, 0 if it may. */

@@ -45,7 +45,6 @@ enum reason {
 	REASON_ULP,		 /* TCP_ULP: kTLS */
 	REASON_RECV_BESIDE_SEND, /* bpf_redirect.bpf.c, reader_beside() */
 	REASON_MAY_SPLICE,	 /* splicers.h */
-	REASON_SPLICED_BEFORE,	 /* before the load; no socket is marked, so this stays */
 };
 
 /* How a connection went */

@@ -11,7 +11,7 @@ def ranges:
   | join(",");
 
 # enum reason of bpf/maps.h
-def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "recv_beside_send", "may_splice", "may_splice"];
+def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "recv_beside_send", "may_splice"];
 
 def guard_reason: guard_reasons[.];
 
