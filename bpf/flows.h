@@ -14,7 +14,8 @@
 
 struct flow {
 	u64 id;			/* as the end that connected has isns_as_one(); 0: free */
-	u64 since;		/* ktime of the second message of the run */
+	u64 since;		/* ktime of the second message of the run, and */
+	u32 slept;		/* slept() then */
 	struct service service; /* as the end that connected knows it */
 	u32 turns; /* fused messages that were bulk, or answered a fused one */
 	u32 run;   /* small messages in a row from one end */
@@ -73,6 +74,7 @@ static __always_inline void begin_flow(u64 id, struct service *service, bool jud
 	bpf_spin_lock(&flow->lock);
 	flow->id = id;
 	flow->since = 0;
+	flow->slept = 0;
 	flow->service = *service;
 	flow->turns = judged ? WORTH : 0;
 	flow->run = 0;

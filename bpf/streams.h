@@ -6,11 +6,12 @@
  * reader has taken, so that the direction can be sealed (leave.h).
  *
  * A stream is small messages in a row from one end, without an answer and without a
- * pause, for STREAM_NS and more, of which the reader has taken STREAM_RUN and more.  A
- * dialogue has answers.  However much a client sends ahead, and however long its server
- * has to wait for a processor: what is taken is answered, or in the making for so long
- * that fusing gains it nothing.  A connection that has had many turns must send as many
- * messages in a row.
+ * pause, for STREAM_NS and more, of which the reader has taken STREAM_RUN and more.  They
+ * have no pause if they come fast, or if their writer does not sleep: what takes its time
+ * then is to wake the reader, for each of them.  A dialogue has answers.  However much a
+ * client sends ahead, and however long its server has to wait for a processor: what is
+ * taken is answered, or in the making for so long that fusing gains it nothing.  A
+ * connection that has had many turns must send as many messages in a row.
  */
 #pragma once
 
@@ -58,17 +59,27 @@ static __always_inline bool is_download(struct flow *flow)
 	return ++flow->files >= LEAVE_FILES && outweighs(flow->files, flow);
 }
 
+/* How often the task that sends has slept.  Of two that take turns it tells nothing. */
+static __always_inline u32 slept(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return READ(task, nvcsw);
+}
+
 /* One more small message from the same end: is it a stream, as far as its sender goes? */
 static __always_inline bool is_long_run(struct flow *flow, u64 id, bool fused)
 {
 	u64 took;
 
-	if (++flow->run == 2)
+	if (++flow->run == 2) {
 		flow->since = bpf_ktime_get_ns();
+		flow->slept = slept();
+	}
 	if (flow->run < STREAM_RUN || !outweighs(flow->run, flow))
 		return false;
 	took = bpf_ktime_get_ns() - flow->since;
-	if (took <= flow->run * STREAM_GAP_NS)
+	if (took <= flow->run * STREAM_GAP_NS || 2 * (slept() - flow->slept) < flow->run)
 		return took >= STREAM_NS;
 	flow->run = 0;
 	if (fused) /* fused one by one they gain as answers do */

@@ -178,6 +178,13 @@ ends() { service "select(.user == 1000) | $1"; }
   at_last streams
 }
 
+@test "so does a slow one whose writer does not sleep: to wake its reader may take so long" {
+  load
+  visits 1000 1 busy 3000
+  counters
+  (($(counter ends_unfused) == 2 && $(counter fused_messages) < 1000))
+}
+
 @test "one-way messages with pauses are no stream, and gain" {
   load
   visits 1000 1 slow 300

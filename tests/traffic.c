@@ -792,6 +792,7 @@ static int run_flagged(char **args)
  *	talk	N requests and answers of 100 bytes
  *	stream	N messages of 64 bytes one way, each read before the next
  *	slow	the same, with pauses of 1 ms
+ *	busy	the same, with 100 us of work for each
  *	upload, download	N of 64 KB, to the service or from it
  *	files	N requests of 100 bytes, and 60,000 bytes by sendfile() for each
  *	pages	the same, behind a header of 200 bytes
@@ -824,6 +825,15 @@ static void visit_file(int from, int to, size_t n)
 	check_bytes(buffer, 1, 0, n);
 }
 
+/* keeps the processor for so long */
+static void work(double ms)
+{
+	double end = now_ms() + ms;
+
+	while (now_ms() < end)
+		;
+}
+
 static void visit(const int pair[2], const char *how, int n)
 {
 	for (int i = 0; i < n; i++) {
@@ -845,6 +855,8 @@ static void visit(const int pair[2], const char *how, int n)
 			visit_message(pair[0], pair[1], 64, i);
 		if (!strcmp(how, "slow"))
 			usleep(1000);
+		if (!strcmp(how, "busy"))
+			work(0.1);
 	}
 }
 
