@@ -68,8 +68,12 @@ struct known {		    /* times: CLOCK_BOOTTIME, ns */
 /*
  * The numbers change without a lock, on several processors at a time, and a record may
  * have been given to another service meanwhile (an LRU map gives them out again).  What
- * is lost or counted there steers: each choice is right.  Who fills it pushes out what is
- * not used; that is learned anew.
+ * is lost or counted there steers: each choice is right.
+ *
+ * Who fills it pushes out what is not used; that is learned anew.  What is used again is
+ * not pushed out by what is used once, however much, unless it fills half of the table
+ * (bpf_lru_list.c).  So what was seen of a service is not lost to those that have a new
+ * port for each connection, as passive FTP.
  */
 struct {
 	__uint(pinning, PINNING);
@@ -108,6 +112,7 @@ static __always_inline void note_reason(struct service *service, u16 reason)
 	next.since = bpf_ktime_get_boot_ns();
 	next.reason = reason;
 	bpf_map_update_elem(&fuse_services, service, &next, BPF_ANY);
+	bpf_map_lookup_elem(&fuse_services, service); /* it is used */
 }
 
 /*
@@ -135,12 +140,14 @@ static __always_inline void note_ending(struct service *service, u32 how)
 
 	if (!known) {
 		first.since = first.asked = bpf_ktime_get_boot_ns();
+		first.in_vain = how != GAINED;
+		for (u32 i = 0; i < ENDINGS; i++)
+			first.ended[i] = i == how;
 		bpf_map_update_elem(&fuse_services, service, &first, BPF_NOEXIST);
-		known = bpf_map_lookup_elem(&fuse_services, service);
-	}
-	if (!known || how >= ENDINGS)
 		return;
-	__sync_fetch_and_add(&known->ended[how], 1);
+	}
+	if (how < ENDINGS)
+		__sync_fetch_and_add(&known->ended[how], 1);
 	before = known->in_vain;
 	now = how == GAINED ? 0 : before < IN_VAIN ? before + 1 : IN_VAIN;
 	if (now == before)

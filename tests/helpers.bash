@@ -165,9 +165,13 @@ remember() {
     $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value "${ZEROS[@]:0:16}" "$2" "${ZEROS[@]:0:23}"
 }
 
-# fill_services N: with so many others that are used twice, which keeps them for longer
+# fill_services N [TIMES]: with so many others, which are used twice, or so often; on each processor,
+# since each keeps its last ones to itself
 fill_services() {
-  seq "$1" | awk -v map="$BPFFS/sockfuse/fuse_services" -v zeros="${ZEROS[*]}" '{
-    for (i = 0; i < 2; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value", zeros
-  }' | "$BPFTOOL" batch file - >/dev/null
+  local cpu
+  for ((cpu = 0; cpu < $(nproc); cpu++)); do
+    seq "$1" | awk -v map="$BPFFS/sockfuse/fuse_services" -v zeros="${ZEROS[*]}" -v times="${2-2}" -v cpu="$cpu" '{
+      for (i = 0; i < times; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), cpu, 0, 1, 0, 0, 0, "value", zeros
+    }' | taskset -c "$cpu" "$BPFTOOL" batch file - >/dev/null
+  done
 }

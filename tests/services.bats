@@ -391,6 +391,14 @@ export -f talk_to
   learn
 }
 
+@test "services of one connection each, however many, make nothing forgotten that was seen and is used" {
+  load
+  remember "$ANYBODY" 1
+  "$TRAFFIC" visits 5001 1000 1 talk 10
+  fill_services 60000 1
+  [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["splice"]' ]
+}
+
 @test "a service that was seen to do what differs is told with its reason, whatever its connections taught" {
   load
   visits 1000 3 talk 10
