@@ -182,6 +182,7 @@ commit() {
   for map in "$SETTINGS" "$COUNTERS" "$MARKS" "$CAPTURE" "$SERVICES"; do
     run mv -fT "$STAGING/maps/$map" "$PIN_DIR/$map"
   done
+  [[ ! -e $PIN_DIR/fuse_guarded ]] || run rm -f "$PIN_DIR/fuse_guarded" # of an older version
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
   [[ ! -e $SIDECAR ]] || run rm -rf "$SIDECAR"
