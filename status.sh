@@ -152,6 +152,36 @@ read_state() {
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'
 }
 
+# How long no byte of a backlog is taken before its reader counts as stalled, and how often it
+# must have been looked at: a reader at work may have something waiting at any one moment.
+readonly STALLED_S=3 STALLED_LOOKS=6
+
+# Brings $TMP/unread up to date: of each backlog that has not shrunk its socket's cookie, how
+# much, since when, and how often it was looked at.
+look_at_backlogs() {
+  awk -F '\t' -v OFS='\t' -v now="$EPOCHREALTIME" '
+    FILENAME == ARGV[1] { backlog[$1] = $2; since[$1] = $3; looks[$1] = $4; next }
+    $8 > 0 && !($4 in seen) {
+      seen[$4]
+      if (!($4 in since) || $8 + 0 < backlog[$4] + 0) { since[$4] = now; looks[$4] = 0 }
+      print $4, $8, since[$4], looks[$4] + 1
+    }' "$TMP/unread" "$CONNECTIONS"/* >"$TMP/looked" 2>/dev/null || true
+  mv "$TMP/looked" "$TMP/unread"
+}
+
+# For as long as it takes to tell whether a reader has stalled, if any may have; --watch goes
+# on with it from frame to frame.
+await_readers() {
+  local look looks=$((STALLED_S * 4))
+  [[ ! $WATCH ]] || looks=1
+  look_at_backlogs
+  for ((look = 1; look <= looks; look++)); do
+    awk -v look="$look" '$4 >= look { found = 1 } END { exit !found }' "$TMP/unread" || return 0
+    sleep 0.25
+    look_at_backlogs
+  done
+}
+
 # "COOKIE PID..." of each TCP socket whose processes are known.
 read_processes() {
   command -v ss >/dev/null || return 0
@@ -176,9 +206,10 @@ read_names() {
 
 # The sockets of the iterators with their peers and processes, the busiest first,
 # fields between tabs: fused bytes both ways, backlog, local, remote, network
-# namespace, cookie, path, reason, bytes sent, received, age, processes.
+# namespace, cookie, path, reason, bytes sent, received, age, processes, for how long the
+# reader has stalled.
 join_sockets() {
-  awk -F '\t' -v OFS='\t' -v names="$1" '
+  awk -F '\t' -v OFS='\t' -v names="$1" -v now="$EPOCHREALTIME" -v stalled_s="$STALLED_S" -v looks="$STALLED_LOOKS" '
     BEGIN {
       split(names, name, " ")
       for (i in name) sub(/^tcp_/, "", name[i])
@@ -191,6 +222,10 @@ join_sockets() {
         if (word[i] in process && !seen[word[1], word[i]]++) processes[word[1]] = processes[word[1]] "," process[word[i]]
       next
     }
+    file == 3 {
+      if ($4 >= looks && now - $3 >= stalled_s) stalled[$1] = int(now - $3)
+      next
+    }
     $1 == "verdict" { next }
     { row[++rows] = $0; sent[$5] = $9 }
     END {
@@ -199,14 +234,14 @@ join_sockets() {
         received = $9 == "" || $6 in sent && sent[$6] != "" ? sent[$6] : 0
         reason = off ? "switched_off" : $7 > 0 ? name[$7 + 1] : $7 < 0 && !($6 in sent) ? "peer_unknown" : ""
         # mawk would print a number above 2^31 with six digits
-        print sprintf("%.0f", $9 + received), $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2)
+        print sprintf("%.0f", $9 + received), $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2), stalled[$4]
       }
-    }' file=1 "$TMP/names" file=2 "$TMP/processes" file=3 "$TMP/sockets" "$TMP/earlier" |
+    }' file=1 "$TMP/names" file=2 "$TMP/processes" file=3 "$TMP/unread" file=4 "$TMP/sockets" "$TMP/earlier" |
     LC_ALL=C sort -t $'\t' -k 1,1nr -k 2,2nr -k 3,4
 }
 
 # snapshot FILE: what is known now, as one JSON object in FILE, and the rows of
-# join_sockets in FILE.rows; sets CODE, the exit code
+# join_sockets in FILE.rows, all of them in FILE.all; sets CODE, the exit code
 snapshot() {
   local outcomes file
   # Without room, what is read would be cut short.
@@ -217,6 +252,7 @@ snapshot() {
   done
   [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
   (take_lock && read_state) >"$TMP/state"
+  [[ $FORMAT != text && $FORMAT != why ]] || await_readers
   wait $! || true # without ss, no processes
   {
     read -r outcomes
@@ -227,7 +263,8 @@ snapshot() {
     : >"$1.rows"
   else
     read_names <"$TMP/processes" >"$TMP/names"
-    join_sockets "$outcomes" | awk -v top="$TOP" 'top == "" || NR <= top' >"$1.rows"
+    join_sockets "$outcomes" >"$1.all"
+    awk -v top="$TOP" 'top == "" || NR <= top' "$1.all" >"$1.rows"
   fi
 }
 
@@ -262,18 +299,25 @@ align() {
     END { flush() }'
 }
 
+# stalled FILE: the reader with the most to read of those that have stalled
+stalled() {
+  awk -F '\t' '$13 != ""' "$1" | sort -t $'\t' -k 2,2nr | awk -F '\t' -v why="$(path_to status) --why" '
+    NR == 1 { text = $12 " at " $3 " has read nothing for " $13 " s, and " $2 " bytes wait; see: " why " " $3 }
+    END { if (NR) print text (NR > 1 ? " (and " NR - 1 " more)" : "") }'
+}
+
 # The rows of join_sockets as a table
 connections_table() {
   [[ -s $1 ]] || return 0
   echo
   awk -F '\t' -v OFS='\t' '
     function age(s) { return s < 60 ? s "s" : s < 3600 ? int(s / 60) "m" s % 60 "s" : int(s / 3600) "h" int(s % 3600 / 60) "m" }
-    { row[NR] = $0; if (NR > 1 && $5 != before) namespaces = 1; before = $5; if ($11 != "") accounts = 1 }
+    { row[NR] = $0; if (NR > 1 && $5 != before) namespaces = 1; before = $5; if ($11 != "") accounts = 1; if ($13 != "") stalls = 1 }
     END {
-      print "local", "remote", "path", "backlog" (accounts ? OFS "sent" OFS "received" OFS "age" : "") (namespaces ? OFS "netns" : ""), "processes"
+      print "local", "remote", "path", "backlog" (stalls ? OFS "stalled" : "") (accounts ? OFS "sent" OFS "received" OFS "age" : "") (namespaces ? OFS "netns" : ""), "processes"
       for (n = 1; n <= NR; n++) {
         $0 = row[n]
-        print $3, $4, $7 ($8 == "" ? "" : ": " $8), $2 \
+        print $3, $4, $7 ($8 == "" ? "" : ": " $8), $2 (stalls ? OFS ($13 == "" ? "-" : age($13)) : "") \
           (accounts ? OFS $9 OFS $10 OFS ($11 == "" ? "" : age($11)) : "") (namespaces ? OFS $5 : ""), $12
       }
     }' "$1"
@@ -334,7 +378,7 @@ show() {
     why) why "$1" ;;
     text)
       {
-        with_jq status text -r --slurpfile before "${2:-/dev/null}" "$1"
+        with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" "$1"
         connections_table "$1.rows"
       } | align
       ;;
@@ -390,6 +434,7 @@ NEW=                                  # set by replace_file: what becomes $FILE
 TMP=$(mktemp -u /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
 trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
 mkdir -m 700 "$TMP"
+: >"$TMP/unread"
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"
 check_top "$TMP/now"

@@ -48,17 +48,27 @@ def kept_out($report; $cgroups):
     elif .cgroup as $path | $path and (any($cgroups[]; . as $below | $below == "" or $path == $below or ($path | startswith($below + "/"))) | not) then "cgroup"
     else $learned // "before" end;
 
+# What its reader has not taken
+def waits:
+  if (.backlog // "0") == "0" then ""
+  else
+    "; \(.backlog) bytes wait for its reader"
+    + if .stalled == "" then "" else
+        ", which has read nothing for \(.stalled) s; see what it does: ps -o pid,stat,wchan:20,args -p \([.processes | scan("/([0-9]+)(?:,|$)")[0]] | join(","))"
+      end
+  end;
+
 # ADDRESS:PORT of ss, as the iterator prints it
 def socket: capture("^\\S+\\s+\\S+\\s+(?<local>\\S+)\\s+(?<remote>\\S+)\\s.*\\bsk:(?<cookie>[0-9a-f]+)( cgroup:(?<cgroup>\\S+))?");
 
 # cgroups: those of the load as ss shows them, "" for the root
 # names: how the scripts are called here
 def why($report; $cgroups; $names; $rows; $wanted):
-  ([$rows | split("\n")[] | select(. != "") | split("\t") | {key: .[5], value: {path: .[6], reason: .[7], backlog: .[1]}}] | from_entries) as $known
+  ([$rows | split("\n")[] | select(. != "") | split("\t") | {key: .[5], value: {path: .[6], reason: .[7], backlog: .[1], stalled: .[12], processes: .[11]}}] | from_entries) as $known
   | [inputs | socket
       | select($wanted == "" or any(.local, .remote; . == $wanted or endswith(":" + $wanted)))
       | ($known[.cookie] // {path: "tcp", reason: kept_out($report; $cgroups)}) as $found
       | ($found.reason | if . == "" then "fused" else . end) as $reason
       | [.local, .remote, $found.path + (if $found.path == "tcp" then ": " + $reason else "" end),
-          (explanations[$reason] | gsub("(?<script>[a-z_]+)\\.sh"; $names[.script])) + (if ($found.backlog // "0") != "0" then "; \($found.backlog) bytes wait for its reader" else "" end)]]
+          (explanations[$reason] | gsub("(?<script>[a-z_]+)\\.sh"; $names[.script])) + ($found | waits)]]
   | unique[] | @tsv;
