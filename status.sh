@@ -252,7 +252,10 @@ snapshot() {
   done
   [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
   (take_lock && read_state) >"$TMP/state"
-  [[ $FORMAT != text && $FORMAT != why ]] || await_readers
+  if [[ $FORMAT == text || $FORMAT == why ]]; then
+    in_each_netns ss -Htne --cgroup state established >"$TMP/established" 2>/dev/null
+    await_readers
+  fi
   wait $! || true # without ss, no processes
   {
     read -r outcomes
@@ -343,6 +346,32 @@ connections_json() {
     END { if (NR) print "" }' "$1"
 }
 
+# The connections between two sockets of this host of which one, or both, is in no map: a
+# line of ss for each.  $1: the rows of join_sockets
+outside() {
+  awk -F '\t' '
+    function plain(end) { if (end ~ /^\[::ffff:[0-9.]+\]/) gsub(/\[::ffff:|\]/, "", end); return end }
+    file == 1 { known[$6]; next }
+    {
+      split($0, word, " ")
+      cookie = substr($0, index($0, " sk:") + 4)
+      sub(/ .*/, "", cookie)
+      end[++lines] = plain(word[3]) " " plain(word[4])
+      other[lines] = plain(word[4]) " " plain(word[3])
+      there[end[lines]]
+      line[lines] = cookie in known ? "" : $0
+    }
+    END {
+      for (n = 1; n <= lines; n++)
+        if (line[n] != "" && other[n] in there && !(other[n] in told)) { told[end[n]]; print line[n] }
+    }' file=1 "$1" file=2 "$TMP/established"
+}
+
+# with_why FILTER FILE [ARGUMENT...]: jq with the functions of why.jq, on lines of ss
+with_why() {
+  with_jq why "$1" -nrR --slurpfile report "$2" --arg cgroups "$(jq -r --arg mount "$(cgroup2_mount)" '.cgroups[] | ltrimstr($mount)' "$2")" "${@:3}"
+}
+
 # why FILE: a line for each end that is asked for
 why() {
   local lines
@@ -352,10 +381,8 @@ why() {
   }
   need_command ss iproute2
   # shellcheck disable=SC2016 # of jq
-  lines=$(in_each_netns ss -Htne --cgroup state established 2>/dev/null |
-    with_jq why 'why($report[0]; $cgroups + "\n" | split("\n")[:-1]; $names; $rows; $wanted)' -nrR --slurpfile report "$1" --rawfile rows "$1.rows" \
-      --arg cgroups "$(jq -r --arg mount "$(cgroup2_mount)" '.cgroups[] | ltrimstr($mount)' "$1")" --arg wanted "$WHY" \
-      --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}")
+  lines=$(with_why 'why($report[0]; $cgroups; $names; $rows; $wanted)' "$1" --rawfile rows "$1.rows" --arg wanted "$WHY" \
+    --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
   if [[ $lines ]]; then
     printf 'local\tremote\tpath\twhy\n%s\n' "$lines" | align
   else
@@ -378,7 +405,9 @@ show() {
     why) why "$1" ;;
     text)
       {
-        with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" "$1"
+        # shellcheck disable=SC2016 # of jq
+        with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" \
+          --arg outside "$(! jq -e .loaded "$1" >/dev/null || outside "$1.all" | with_why 'outside($report[0]; $cgroups)' "$1")" --arg why "$(path_to status) --why" "$1"
         connections_table "$1.rows"
       } | align
       ;;

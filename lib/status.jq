@@ -205,7 +205,13 @@ def counters_table($before):
         | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
     | @tsv);
 
-def text: summary, ($ARGS.named.stalled // "" | select(. != "") | "  stalled    \(.)"), counters_table($ARGS.named.before[0]);
+# What status.sh has seen beside the map
+def seen:
+  $ARGS.named
+  | (.stalled // "" | select(. != "") | "  stalled    \(.)"),
+    (.why as $why | .outside // "" | select(. != "") | "  outside    \(.); see: \($why)");
+
+def text: summary, seen, counters_table($ARGS.named.before[0]);
 
 def metric($name; $type; $help; samples):
   "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");
