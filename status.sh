@@ -254,6 +254,7 @@ snapshot() {
   (take_lock && read_state) >"$TMP/state"
   if [[ $FORMAT == text || $FORMAT == why ]]; then
     in_each_netns ss -Htne --cgroup state established >"$TMP/established" 2>/dev/null
+    in_each_netns ss -Htln 2>/dev/null | awk '{ sub(/.*:/, "", $4); print $4 }' >"$TMP/listening"
     await_readers
   fi
   wait $! || true # without ss, no processes
@@ -307,6 +308,40 @@ stalled() {
   awk -F '\t' '$13 != ""' "$1" | sort -t $'\t' -k 2,2nr | awk -F '\t' -v why="$(path_to status) --why" '
     NR == 1 { text = $12 " at " $3 " has read nothing for " $13 " s, and " $2 " bytes wait; see: " why " " $3 }
     END { if (NR) print text (NR > 1 ? " (and " NR - 1 " more)" : "") }'
+}
+
+# services FILE: the rows of join_sockets summed up by the port that is listened on, of two such
+# or none the lower one; the busiest first
+services() {
+  awk -F '\t' -v OFS='\t' '
+    function port_of(end) { sub(/.*:/, "", end); return end + 0 }
+    file == 1 { listens[$1]; next }
+    {
+      own = port_of($3)
+      peer = port_of($4)
+      port = own in listens == peer in listens ? (own < peer ? own : peer) : own in listens ? own : peer
+      sockets[port]++
+      tcp[port] += $7 == "tcp"
+      backlog[port] += $2
+      bytes[port] += $9
+      if ($11 != "") accounts = 1
+      n = own == port ? split($12, name, ",") : 0
+      for (i = 1; i <= n; i++) {
+        sub(/\/[0-9]+$/, "", name[i])
+        if (!known[port, name[i]]++) names[port] = names[port] "," name[i]
+      }
+    }
+    END {
+      for (port in sockets) # mawk would print a number above 2^31 with six digits
+        print port, int((sockets[port] + 1) / 2), tcp[port], sprintf("%.0f", backlog[port]) (accounts ? OFS sprintf("%.0f", bytes[port]) : ""), substr(names[port], 2)
+    }' file=1 "$TMP/listening" file=2 "$1" | LC_ALL=C sort -t $'\t' -k 5,5nr -k 2,2nr -k 1,1n
+}
+
+# Where there is one connection, its line tells as much.
+services_table() {
+  (($(wc -l <"$1") > 2)) || return 0
+  printf '\nport\tconnections\ttcp\tbacklog%s\tprocesses\n' "$(awk -F '\t' '$11 != "" { print "\tbytes"; exit }' "$1")"
+  services "$1" | awk -v top="$TOP" 'top == "" || NR <= top'
 }
 
 # The rows of join_sockets as a table
@@ -408,6 +443,7 @@ show() {
         # shellcheck disable=SC2016 # of jq
         with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" \
           --arg outside "$(! jq -e .loaded "$1" >/dev/null || outside "$1.all" | with_why 'outside($report[0]; $cgroups)' "$1")" --arg why "$(path_to status) --why" "$1"
+        services_table "$1.all"
         connections_table "$1.rows"
       } | align
       ;;

@@ -555,3 +555,19 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
   kill $!
   ! grep -q 'has read nothing for [0-2] s' "$BATS_TEST_TMPDIR/watched"
 }
+
+@test "the connections of each service are summed up: port, processes, by TCP, backlog, bytes" {
+  local text
+  load --account
+  iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
+  wait_for 30 listens 5001
+  "$TRAFFIC" hold 4 300 >"$BATS_TEST_TMPDIR/held" 3>&- &
+  iperf3 -c 127.0.0.1 -p 5001 -b 1M -t 60 >/dev/null 2>&1 3>&- &
+  wait_for 30 grep -q connections "$BATS_TEST_TMPDIR/held"
+  wait_for 30 bash -c "'$here/status.sh' --json | jq -e '.connections | length == 12'" 3>&-
+  text=$(status)
+  echo "$text"
+  grep -qE '^ *port +connections +tcp +backlog +bytes +processes$' <<<"$text"
+  grep -qE '^ *5001 +2 +0 +[0-9]+ +[0-9]+ +iperf3$' <<<"$text"
+  grep -qE '^ *[0-9]+ +4 +0 +0 +800 +traffic$' <<<"$text"
+}
