@@ -303,11 +303,14 @@ align() {
     END { flush() }'
 }
 
-# stalled FILE: the reader with the most to read of those that have stalled
+# stalled FILE: of the readers that have stalled the one with the most to read, fields between
+# tabs: processes, address, seconds, bytes, the port of the connection that is its own, and how
+# many more there are
 stalled() {
-  awk -F '\t' '$13 != ""' "$1" | sort -t $'\t' -k 2,2nr | awk -F '\t' -v why="$(path_to status) --why" '
-    NR == 1 { text = $12 " at " $3 " has read nothing for " $13 " s, and " $2 " bytes wait; see: " why " " $3 }
-    END { if (NR) print text (NR > 1 ? " (and " NR - 1 " more)" : "") }'
+  awk -F '\t' '$13 != ""' "$1" | LC_ALL=C sort -t $'\t' -k 2,2nr | awk -F '\t' -v OFS='\t' '
+    function port_of(end) { sub(/.*:/, "", end); return end + 0 }
+    NR == 1 { first = $12 OFS $3 OFS $13 OFS $2 OFS (port_of($3) > port_of($4) ? port_of($3) : port_of($4)) }
+    END { if (NR) print first, NR - 1 }'
 }
 
 # services FILE: the rows of join_sockets summed up by the port that is listened on, of two such
@@ -442,7 +445,7 @@ show() {
       {
         # shellcheck disable=SC2016 # of jq
         with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" \
-          --arg outside "$(! jq -e .loaded "$1" >/dev/null || outside "$1.all" | with_why 'outside($report[0]; $cgroups)' "$1")" --arg why "$(path_to status) --why" "$1"
+          --arg outside "$(! jq -e .loaded "$1" >/dev/null || outside "$1.all" | with_why 'outside($report[0]; $cgroups)' "$1")" --arg why "$(name_of status) --why" "$1"
         services_table "$1.all"
         connections_table "$1.rows"
       } | align

@@ -208,8 +208,11 @@ def counters_table($before):
 # What status.sh has seen beside the map
 def seen:
   $ARGS.named
-  | (.stalled // "" | select(. != "") | "  stalled    \(.)"),
-    (.why as $why | .outside // "" | select(. != "") | "  outside    \(.); see: \($why)");
+  | .why as $why
+  | (.stalled // "" | select(. != "") | split("\t") | . as [$who, $at, $seconds, $bytes, $port, $more]
+    | "  stalled    \($who) at \($at) has read nothing for \($seconds) s, and \($bytes | tonumber | with_unit) wait\(
+        if $more == "0" then "" else " (\($more) more readers)" end); see: \($why) \($port)"),
+    (.outside // "" | select(. != "") | "  outside    \(.); see: \($why)");
 
 def text: summary, seen, counters_table($ARGS.named.before[0]);
 

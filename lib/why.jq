@@ -91,5 +91,5 @@ def why($report; $cgroups; $names; $rows; $wanted):
       | ($known[.cookie] // {path: "tcp", reason: kept_out($report; $cgroups | lines)}) as $found
       | ($found.reason | if . == "" then "fused" else . end) as $reason
       | [.local, .remote, $found.path + (if $found.path == "tcp" then ": " + $reason else "" end),
-          (explanations[$reason] | gsub("(?<script>[a-z_]+)\\.sh"; $names[.script])) + ($found | waits)]]
+          (explanations[$reason] | if $report.policy.adopting then . else sub("adopt[.]sh"; "load.sh --adopt") end | gsub("(?<script>[a-z_]+)\\.sh"; $names[.script])) + ($found | waits)]]
   | unique[] | @tsv;

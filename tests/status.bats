@@ -494,7 +494,7 @@ why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { pri
   run "$here/status.sh" --why 3>&-
   echo "$output"
   grep -qE '^127.0.0.1:[0-9]+ +127.0.0.1:[0-9]+ +fused +its messages are fused; 1000 bytes wait for its reader, ' <<<"$output"
-  grep -qE '^  outside    3 connections within this host by TCP alone: before 1, excluded 1, remote 1; see: .*/status.sh --why$' <<<"$(status)"
+  grep -qE '^  outside    3 connections within this host by TCP alone: before 1, excluded 1, remote 1; see: status.sh --why$' <<<"$(status)"
   [ "$("$here/status.sh" --why 127.0.0.1:7 3>&-)" = "no TCP connection is established that has 127.0.0.1:7 at an end" ]
   load --net 10.1.0.0/16
   [ "$(why 5003)" = "tcp: nets" ]
@@ -524,7 +524,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
   run status
   echo "$output"
   end=$(grep -oP '^127.0.0.1:[0-9]+(?= .* 1000 )' <<<"$output")
-  grep -qE "^  stalled    traffic/$STEPS_PID at $end has read nothing for [3-9] s, and 1000 bytes wait; see: .*/status.sh --why $end$" <<<"$output"
+  grep -qE "^  stalled    traffic/$STEPS_PID at $end has read nothing for [3-9] s, and 1 KB wait; see: status.sh --why [0-9]+$" <<<"$output"
   grep -qE "^local +remote +path +backlog +stalled +processes$" <<<"$output"
   grep -qE "^$end +127.0.0.1:[0-9]+ +fused +1000 +[3-9]s +traffic/$STEPS_PID$" <<<"$output"
   run "$here/status.sh" --why "$end" 3>&-
@@ -550,7 +550,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
   open_steps
   step send 1000
   "$here/status.sh" --watch 0.7 --top 1 >"$BATS_TEST_TMPDIR/watched" 3>&- &
-  seen() { grep -qE 'has read nothing for ([6-9]|[1-9][0-9]) s, and 1000 bytes wait' "$BATS_TEST_TMPDIR/watched"; }
+  seen() { grep -qE 'has read nothing for ([6-9]|[1-9][0-9]) s, and 1 KB wait' "$BATS_TEST_TMPDIR/watched"; }
   wait_for 60 seen
   kill $!
   ! grep -q 'has read nothing for [0-2] s' "$BATS_TEST_TMPDIR/watched"
