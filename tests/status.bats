@@ -514,6 +514,13 @@ why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { pri
 # stalled_line: what status.sh says of readers that have stalled
 stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 
+@test "where sockets cannot be listed no connection is said to be outside" {
+  load
+  open_steps
+  rm -r "$BPFFS/sockfuse/connections"
+  ! status | grep '^  outside' || return 1
+}
+
 @test "a reader that reads nothing for three seconds is named, with what waits, and --why says what to do" {
   local end
   load
