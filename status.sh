@@ -309,6 +309,7 @@ watch() {
   local before=/dev/null text line width key
   TOP=${TOP:-20}
   trap 'exit 0' INT TERM HUP PIPE
+  [[ ! -t 0 ]] || stty -echo # what is typed while a frame is made
   while true; do
     snapshot "$TMP/now"
     text=$(show "$TMP/now" "$before")
@@ -333,7 +334,7 @@ parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
 NEW=                                  # set by replace_file: what becomes $FILE
 TMP=$(mktemp -u /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
-trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
+trap 'rm -rf "$TMP" ${NEW:+"$NEW"}; [[ ! $WATCH || ! -t 0 ]] || stty echo 2>/dev/null || true' EXIT
 mkdir -m 700 "$TMP"
 : >"$TMP/unread"
 [[ ! $WATCH ]] || watch
