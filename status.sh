@@ -278,7 +278,7 @@ show() {
       {
         # shellcheck disable=SC2016 # of jq
         with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" \
-          --arg outside "$(! jq -e .backlog "$1" >/dev/null || outside "$1.all" | with_why 'outside($report[0]; $cgroups)' "$1")" --arg why "$(name_of status) --why" "$1"
+          --arg plain "$(! jq -e .backlog "$1" >/dev/null || plain_connections "$1.all" | with_why 'plain_connections($report[0]; $cgroups)' "$1")" --arg why "$(name_of status) --why" "$1"
         services_table "$1.all"
         connections_table "$1.rows"
       } | align

@@ -51,9 +51,9 @@ speed() {
     for mode in $(modes_of "$round" "${modes[@]}"); do
       say "$1, $4 processors, round $round, $mode"
       before=$(segments)
-      rate=$(load "$mode" "$1" "$2" "$slice" "$5" | jq .per_second)
+      rate=$(load "$mode" "$1" "$2" "$slice" "$5" | jq .per_second) || rate=0 # a call failed
       keep "$mode" "$1-$4" "$rate"
-      keep "$mode" "$1-$4-segments" "$(jq -n "($(segments) - $before) * 1000 / ($rate * $slice * $3) | round")"
+      [[ $rate == 0 ]] || keep "$mode" "$1-$4-segments" "$(jq -n "($(segments) - $before) * 1000 / ($rate * $slice * $3) | round")"
     done
   done
 }

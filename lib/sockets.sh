@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # TMP, WATCH: of status.sh
 # What status.sh tells of sockets: which are in the maps, whose they are, which reader has
-# stalled, what a service has, which connections are outside.  Promises it rows, fields between
+# stalled, what a service has, which connections are plain TCP.  Promises it rows, fields between
 # tabs, in files of $TMP or on standard output; nothing of the kernel is changed.
 
 # read_sockets ID: what the iterators list, those of earlier loads apart.  The kernel
@@ -153,7 +153,7 @@ services() {
 
 # The connections between two sockets of this host of which one, or both, is in no map: a
 # line of ss for each.  $1: the rows of join_sockets
-outside() {
+plain_connections() {
   awk -F '\t' '
     function plain(end) { if (end ~ /^\[::ffff:[0-9.]+\]/) gsub(/\[::ffff:|\]/, "", end); return end }
     file == 1 { known[$6]; next }

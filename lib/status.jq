@@ -212,7 +212,7 @@ def seen:
   | (.stalled // "" | select(. != "") | split("\t") | . as [$who, $at, $seconds, $bytes, $port, $more]
     | "  stalled    \($who) at \($at) has read nothing for \($seconds) s, and \($bytes | tonumber | with_unit) wait\(
         if $more == "0" then "" else " (\($more) more readers)" end); see: \($why) \($port)"),
-    (.outside // "" | select(. != "") | "  outside    \(.); see: \($why)");
+    (.plain // "" | select(. != "") | "  plain TCP  \(.); see: \($why)");
 
 def text: summary, seen, counters_table($ARGS.named.before[0]);
 

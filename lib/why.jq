@@ -75,11 +75,11 @@ def lines: . + "\n" | split("\n")[:-1];
 # ADDRESS:PORT of ss, as the iterator prints it
 def socket: capture("^\\S+\\s+\\S+\\s+(?<local>\\S+)\\s+(?<remote>\\S+)\\s.*\\bsk:(?<cookie>[0-9a-f]+)( cgroup:(?<cgroup>\\S+))?");
 
-# "3 connections within this host by TCP alone: before 2, nets 1", from lines of ss
-def outside($report; $cgroups):
+# "3 connections within this host: before 2, nets 1", from lines of ss
+def plain_connections($report; $cgroups):
   [inputs | socket | kept_out($report; $cgroups | lines) | sub("elsewhere"; "before")]
   | select(. != [])
-  | "\(length) connection\(if length == 1 then "" else "s" end) within this host by TCP alone: "
+  | "\(length) connection\(if length == 1 then "" else "s" end) within this host: "
     + (group_by(.) | sort_by(-length) | map("\(.[0]) \(length)") | join(", "));
 
 # cgroups: those of the load as ss shows them, "" for the root

@@ -494,7 +494,7 @@ why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { pri
   run "$here/status.sh" --why 3>&-
   echo "$output"
   grep -qE '^127.0.0.1:[0-9]+ +127.0.0.1:[0-9]+ +fused +its messages are fused; 1000 bytes wait for its reader, ' <<<"$output"
-  grep -qE '^  outside    3 connections within this host by TCP alone: before 1, excluded 1, remote 1; see: status.sh --why$' <<<"$(status)"
+  grep -qE '^  plain TCP  3 connections within this host: before 1, excluded 1, remote 1; see: status.sh --why$' <<<"$(status)"
   [ "$("$here/status.sh" --why 127.0.0.1:7 3>&-)" = "no TCP connection is established that has 127.0.0.1:7 at an end" ]
   load --net 10.1.0.0/16
   [ "$(why 5003)" = "tcp: nets" ]
@@ -514,11 +514,11 @@ why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { pri
 # stalled_line: what status.sh says of readers that have stalled
 stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 
-@test "where sockets cannot be listed no connection is said to be outside" {
+@test "where sockets cannot be listed no connection is said to be plain TCP" {
   load
   open_steps
   rm -r "$BPFFS/sockfuse/connections"
-  ! status | grep '^  outside' || return 1
+  ! status | grep '^  plain TCP' || return 1
 }
 
 @test "a reader that reads nothing for three seconds is named, with what waits, and --why says what to do" {
@@ -526,7 +526,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
   load
   open_steps
   [ "$(stalled_line)" = "" ]
-  ! status | grep '^  outside' || return 1
+  ! status | grep '^  plain TCP' || return 1
   step send 1000
   run status
   echo "$output"
