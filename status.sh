@@ -138,14 +138,13 @@ snapshot() {
   # Without room, what is read would be cut short.
   printf "%65536s" "" >"$TMP/room" 2>/dev/null || die "$EX_FAILED" "no room in /run" "see: df -h /run"
   rm "$TMP/room"
-  for file in sockets earlier processes names; do
+  for file in sockets earlier processes names established listening; do
     : >"$TMP/$file"
   done
   [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
   (take_lock && read_state) >"$TMP/state"
   if [[ $FORMAT == text || $FORMAT == why ]]; then
-    in_each_netns ss -Htne --cgroup state established >"$TMP/established" 2>/dev/null
-    in_each_netns ss -Htln 2>/dev/null | awk '{ sub(/.*:/, "", $4); print $4 }' >"$TMP/listening"
+    read_connections
     await_readers
   fi
   wait $! || true # without ss, no processes

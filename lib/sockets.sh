@@ -68,6 +68,17 @@ read_processes() {
     }'
 }
 
+# What ss tells of each established connection, in $TMP/established, and the ports that are
+# listened on, in $TMP/listening.
+read_connections() {
+  in_each_netns ss -Htne --cgroup state established state listening 2>/dev/null | awk -v directory="$TMP" '
+    $1 == "LISTEN" {
+      sub(/.*:/, "", $4)
+      print $4 >(directory "/listening")
+    }
+    sub(/^ESTAB +/, "") { print >(directory "/established") }'
+}
+
 # "PID NAME" of each process in the lines of read_processes.
 read_names() {
   local pid name
