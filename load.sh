@@ -51,7 +51,7 @@ attach() {
 switch_on() {
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{marks: 1}'
   set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, min_age: ${MIN_AGE:-0},
-    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $((${#NETWORKS[@]} ? REFRESH : 0)),
+    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $(refresh_seconds),
     nonblocking: ${NONBLOCKING:-0}, splicers: ${SPLICERS:-0}}"
 }
 

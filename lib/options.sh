@@ -6,7 +6,7 @@
 usage() {
   cat <<EOF
 Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
-               [--exclude-port LIST] [--max-connections N] [--refresh SECONDS]
+               [--exclude-port LIST] [--max-connections N]
                [--sidecar PORT [--sidecar-uid UID] [--sidecar-mark MARK]]
                [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
                [--no-guard | --careful]
@@ -21,9 +21,6 @@ what is loaded; live connections go on.
   --net CIDR             fuse between addresses of this network, too, if both ends
                          are on this host, in the same network namespace or not,
                          and through NAT; local: this host's own addresses
-  --refresh SECONDS      with --net, send a message by TCP when no segment has
-                         passed for so long, so that NAT and connection tracking
-                         keep the connection (default 60, at most 255; 0: never)
   --port LIST            fuse only connections to services that listen on these
                          ports: numbers and ranges, as 80,443,6000-6010
   --exclude-port LIST    do not fuse connections to services on these ports; nor to
@@ -69,7 +66,6 @@ EOF
 # load.sh or files of lib/.
 CGROUPS=()            # find_cgroups puts real directories there → attachments, iterators, sidecar, load
 NETWORKS=()           # → policy, load
-REFRESH=60            # seconds → load
 LISTED=               # lists of --port, a comma before each → policy, load
 EXCLUDE=              # lists of --exclude-port, a comma before each → policy
 MAX_CONNECTIONS=65536 # → staging, load
@@ -104,7 +100,9 @@ read_options() {
         ;;&
       --cgroup) CGROUPS+=("$2") ;;
       --net) NETWORKS+=("$2") ;;
-      --refresh) REFRESH=$2 ;;
+      --refresh) # of older versions; a sockfuse.conf that still has it must not keep the service off
+        warn "--refresh is ignored: it follows from nf_conntrack_tcp_timeout_established; take it out"
+        ;;
       --sidecar) SIDECAR_PORT=$2 ;;
       --sidecar-uid) SIDECAR_UID=$2 ;;
       --sidecar-mark) SIDECAR_MARK=$2 ;;
@@ -147,7 +145,6 @@ check_options() {
   check_number --max-connections number 1 16777216 "$MAX_CONNECTIONS"
   [[ ! $MIN_AGE ]] || check_number --min-age "number of seconds" 1 255 "$MIN_AGE"
   [[ ! $NONBLOCKING || $ADOPTING ]] || wrong "--nonblocking-only goes with --adopt or --min-age"
-  check_number --refresh "number of seconds" 0 255 "$REFRESH"
   # Who accepts is told from others by the packet that ends the handshake.
   [[ ${#NETWORKS[@]} == 0 || ! $MIN_AGE ]] || wrong "--net does not go with --min-age"
   check_sidecar

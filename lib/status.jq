@@ -61,7 +61,6 @@ def load_command($load):
   [$load]
   + [.cgroups // [] | .[] | "--cgroup", @sh]
   + [.policy.nets[] | "--net", .]
-  + (if .policy.nets == [] or .policy.refresh_seconds == 60 then [] else ["--refresh", "\(.policy.refresh_seconds)"] end)
   + (if .policy.ports == "" then [] else ["--port", .policy.ports] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)

@@ -60,6 +60,16 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
   [ "$status" -eq 2 ]
 }
 
+@test "a sockfuse.conf of an older version, with --refresh: sockfuse is on, and one line says to take it out" {
+  local file=$BATS_TEST_TMPDIR/conf
+  printf '%s\n' "--refresh 30" "--exclude-port 80" >"$file"
+  run load --config "$file"
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "$(grep -c -- "--refresh is ignored: .*; take it out" <<<"$output")" -eq 1 ]
+  [ "$("$here/status.sh" --json 3>&- | jq -r .policy.excluded_ports)" = 80 ]
+}
+
 @test "load.sh --config: options that need each other may stand in any order" {
   local file=$BATS_TEST_TMPDIR/conf
   mkdir "$CGROUP/pod"
@@ -75,7 +85,7 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
 }
 
 @test "every commented option of sockfuse.conf is one that load.sh takes" {
-  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar|refresh)' >"$BATS_TEST_TMPDIR/conf"
+  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar)' >"$BATS_TEST_TMPDIR/conf"
   [ "$(wc -l <"$BATS_TEST_TMPDIR/conf")" -ge 5 ]
   run load --config "$BATS_TEST_TMPDIR/conf"
   [[ $output == *"--careful needs the guard"* ]] # both stand there
