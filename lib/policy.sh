@@ -68,8 +68,8 @@ little() {
   done
 }
 
-# find_cgroups: sets CGROUPS, each once: a socket in two of them would be offered twice.  What
-# lies in another goes; the slash at the end sorts it right behind that.
+# find_cgroups: sets CGROUPS, without those that lie in another one: their sockets would be
+# offered twice.  The slash at the end sorts such a one right behind the other.
 find_cgroups() {
   local cgroup
   if ((${#CGROUPS[@]} == 0)); then
