@@ -147,9 +147,10 @@ static __always_inline u32 messages_waiting(struct tcp_sock *peer, u32 max)
 
 /*
  * A waiting message costs about 1 KB of slab that no socket is charged for, whatever its
- * size, so their number is bounded too.  They are counted only when there are more bytes
- * than so many messages of this size would have; each that gets by lets the backlog grow
- * by a 32nd, so some hundred wait at the very most.  Request/response never notices.
+ * size, so their number is bounded too.  They are counted only when more bytes wait than
+ * MAX_WAITING messages of this size have.  One that is fused without a count has at least
+ * a 32nd of the backlog, so some hundred wait at the very most.  Request/response never
+ * notices.
  *
  * Streams of writes below BULK_BYTES are faster by TCP, which merges them.
  */
