@@ -259,6 +259,9 @@ lint:
 	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
+	$(Q)awk '/^{$$|^[a-z_]+\(\) [{(]$$/ { head = last FS $$1; start = FNR } \
+		/^[})]/ && start { if (FNR - start >= 40) { print FILENAME ": more than 40 lines: " head; failed = 1 } start = 0 } \
+		{ last = $$0 } END { exit failed }' bpf/*.[ch] $(COMMANDS:=.sh) lib/*.sh
 
 clean:
 	$(Q)rm -rf $(OBJECTS) bpf/compat $(BINARIES) $(HELPERS) tests/vm/proxy dist tests/vm/arm64
