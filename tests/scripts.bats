@@ -457,7 +457,7 @@ attach() {
   [[ $output != *hidden* ]]
 }
 
-@test "--help lists every option and the exit codes" {
+@test "--help has an example and the exit codes" {
   local script
   for script in load unload trace_bpf_output trace_lo_traffic lib/deps; do
     run "$here/$script.sh" --help
