@@ -39,8 +39,8 @@ C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz
 # takes long.
 APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts sidecar status upgrade)
 
-# What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats check
-# with or install beside, and what tests need in an emulated machine.
+# What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats use, and
+# what tests need in an emulated machine.
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
@@ -265,6 +265,9 @@ lint:
 	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
+	$(Q)awk '/^{$$|^[a-z_]+\(\) [{(]$$/ { head = last FS $$1; start = FNR } \
+		/^[})]/ && start { if (FNR - start >= 40) { print FILENAME ": more than 40 lines: " head; failed = 1 } start = 0 } \
+		{ last = $$0 } END { exit failed }' bpf/*.[ch] $(COMMANDS:=.sh) lib/*.sh
 
 clean:
 	$(Q)rm -rf $(OBJECTS) bpf/compat $(BINARIES) $(HELPERS) tests/vm/proxy dist tests/vm/arm64

@@ -61,7 +61,6 @@ def load_command($load):
   [$load]
   + [.cgroups // [] | .[] | "--cgroup", @sh]
   + [.policy.nets[] | "--net", .]
-  + (if .policy.nets == [] or .policy.refresh_seconds == 60 then [] else ["--refresh", "\(.policy.refresh_seconds)"] end)
   + (if .policy.ports == "" then [] else ["--port", .policy.ports] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
@@ -227,7 +226,7 @@ def prometheus:
   metric("loaded"; "gauge"; "Whether sockfuse is loaded."; ["", if .loaded then 1 else 0 end]),
   (if .loaded then
     metric("damages"; "gauge"; "Pins and attachments that are missing."; ["", (.damage | length)]),
-    metric("guard"; "gauge"; "What is done about programs that splice: they are guarded, left out, or nothing.";
+    metric("guard"; "gauge"; "1 for what is done about programs that splice: guarded, left_out or nothing.";
       (["guarded", .guard.loaded], ["left_out", .guard.splicers_left_out], ["nothing", (.guard.loaded or .guard.splicers_left_out | not)])
       | ["{state=\"\(.[0])\"}", if .[1] then 1 else 0 end]),
     (.guard.services as $services
@@ -247,5 +246,5 @@ def prometheus:
     metric("fused_bytes_total"; "counter"; "Bytes that were fused."; ["", .counters.fused_bytes]),
     metric("fallback_messages_total"; "counter"; "Messages that went by TCP, by reason."; $fallback[] | select(.[2] | not)),
     metric("left_out_sockets_total"; "counter"; "Sockets that did not enter the map, by reason."; $fallback[] | select(.[2])),
-    metric("unfused_sockets_total"; "counter"; "Sockets that left the map, for an edge-triggered reader or as ends of a lasting stream of small writes."; ["", .counters.unfused_sockets])
+    metric("unfused_sockets_total"; "counter"; "Sockets that left the map while they lived."; ["", .counters.unfused_sockets])
   else empty end);

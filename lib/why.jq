@@ -27,7 +27,7 @@ def explanations: {
   elsewhere: "its other end is on another host, or it was made before the load, or it has left the map",
   excluded: "load.sh --port or --exclude-port leaves its service out",
   cgroup: "its process is in none of the cgroups of this load; try: load.sh --cgroup",
-  before: "it was made before the load, or has left the map (files, a stream of small writes); made anew it is fused if it may be; try: adopt.sh",
+  before: "it was made before the load, or has left the map (files, a stream of small writes); made anew it is fused if it may be; try: load.sh --adopt",
   splice: "its service splices, which only TCP serves",
   recv_flags: "its service receives with MSG_WAITALL, MSG_TRUNC or MSG_OOB, which only TCP serves",
   send_flags: "its service sends with MSG_OOB, which only TCP serves",
