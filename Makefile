@@ -26,12 +26,12 @@ BINARIES := bpf/autoattach bpf/fionread
 # The same objects for bpftool before 5.16; slower.
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
-HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load
+HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load bench/tutorial.bpf.o
 COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
 # What the commands share; deps.sh is for this Makefile alone.
 SHARED := $(filter-out lib/deps.sh,$(wildcard lib/*.sh lib/*.jq)) lib/splicers lib/faults
 SHELL_FILES := $(COMMANDS:=.sh) $(wildcard lib/*.sh) packaging/build.sh packaging/sockfuse.bash \
-	tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
+	tests/debian.sh tests/vm/run.sh tests/vm/kernel.sh tests/vm/check.sh tests/vm/proxies.sh tests/suite.bash tests/bpftools.sh tests/vm/root-arm64.sh tests/run.sh tests/isolate.sh tests/helpers.bash .ci/run bench/run.sh bench/compare.sh bench/comparison.sh bench/guard.sh bench/splicers.sh bench/applications.bash bench/profile.sh bench/demo.sh bench/document.sh \
 	tests/semantics/run.sh tests/semantics/modes.sh tests/semantics/table.sh tests/fuzz/run.sh tests/adversaries/run.sh tests/foreign/build.sh tests/foreign/run.sh
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
@@ -39,8 +39,8 @@ C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz
 # takes long.
 APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts sidecar status upgrade)
 
-# What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats check
-# with or install beside, and what tests need in an emulated machine.
+# What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats use, and
+# what tests need in an emulated machine.
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
@@ -53,7 +53,7 @@ PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-lig
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
-.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks semantics semantics-kernels fuzz adversaries foreign lint clean
+.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks compare semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -81,7 +81,7 @@ tests/vmlinux.bpf.o: vmlinux.h
 	$(Q)sed -n 's/^struct \([a-z_0-9]*\) {.*/struct \1 *use_\1;/p' $< | \
 		$(CLANG) $(BPF_CFLAGS) -include $< -x c -c - -o $@
 
-tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o: %.bpf.o: %.bpf.c
+tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/tutorial.bpf.o: %.bpf.o: %.bpf.c
 	$(call msg,BPF,$@)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
@@ -161,6 +161,12 @@ benchmarks: objects helpers
 	$(Q)lib/deps.sh load check bench
 	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/profile.sh bench/profile.md
 	$(Q)bench/document.sh $(BENCH) bench/profile.md docs README.md README.zh.md
+
+# Writes docs/comparison.md, its plot and docs/comparison.json; some 4 minutes.
+compare: objects helpers
+	$(Q)lib/deps.sh load check bench
+	$(Q)BPFTOOL=$(BPFTOOL) tests/isolate.sh bench/compare.sh docs/comparison.json
+	$(Q)bench/comparison.sh docs/comparison.json docs
 
 # What fusing does, in 20 seconds; nothing of this machine is touched.
 demo:
@@ -259,6 +265,9 @@ lint:
 	$(Q)shfmt -i 2 -ci -d $(SHELL_FILES)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(Q)! mandoc -T lint packaging/man/* 2>/dev/null | grep -v 'referenced manual not found'
+	$(Q)awk '/^{$$|^[a-z_]+\(\) [{(]$$/ { head = last FS $$1; start = FNR } \
+		/^[})]/ && start { if (FNR - start >= 40) { print FILENAME ": more than 40 lines: " head; failed = 1 } start = 0 } \
+		{ last = $$0 } END { exit failed }' bpf/*.[ch] $(COMMANDS:=.sh) lib/*.sh
 
 clean:
 	$(Q)rm -rf $(OBJECTS) bpf/compat $(BINARIES) $(HELPERS) tests/vm/proxy dist tests/vm/arm64

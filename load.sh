@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts sockfuse: loads its programs aside, attaches them, renames them into place.
+# Starts sockfuse: pins new programs in a directory of their own, attaches and checks them, then
+# renames their pins over the old ones.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 . "$here/lib/common.sh"
@@ -28,9 +29,9 @@ need_host() {
   need_adoption
 }
 
-# The verdict program first: a socket gets it when it enters the map.  The new
-# sockops program joins the old one, which goes last, so no connection finds
-# neither; a socket that one of them has taken is refused to the other.
+# The verdict program first: a socket gets it when it enters the map.  The new sockops program
+# runs beside the old one, which commit detaches, so each connection meets one or both.  A socket
+# that one of them has put into its map the other leaves alone.
 attach() {
   local cgroup program
   OLD_IDS=$(our_attachments | cut -d ' ' -f 1)
@@ -51,7 +52,7 @@ attach() {
 switch_on() {
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{marks: 1}'
   set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, min_age: ${MIN_AGE:-0},
-    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $((${#NETWORKS[@]} ? REFRESH : 0)),
+    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $(refresh_seconds),
     nonblocking: ${NONBLOCKING:-0}, splicers: ${SPLICERS:-0}}"
 }
 
@@ -64,7 +65,7 @@ report() {
     warn "no guard here ($UNGUARDED): Go programs and those named in $here/lib/splicers stay plain TCP, as they may splice; see docs/semantics.md"
   [[ ! $ADOPTING ]] || which="old and new"
   [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
-  say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those between ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
+  say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those of --net ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }
 

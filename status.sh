@@ -6,6 +6,7 @@ here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 . "$here/lib/common.sh"
 . "$here/lib/attachments.sh"
 . "$here/lib/settings.sh"
+. "$here/lib/sockets.sh"
 
 usage() {
   cat <<EOF
@@ -13,8 +14,10 @@ Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
        ${0##*/} --why [[ADDRESS:]PORT]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
-what by TCP and why, lists the services whose connections it has seen and whether
-the next ones are fused, and the live connections, a line for each socket.
+Tells whether sockfuse is on, with what programs and policy, what went fused and
+what by TCP and why, whose reader has stalled, and how many connections are in no
+map.  Sums up the services and what is known of them, and lists the live
+connections, a line for each socket.
 
   --json             one JSON object (docs/status.schema.json)
   --prometheus [FILE]
@@ -97,29 +100,6 @@ expected_pins() {
   done
 }
 
-# read_sockets ID: what the iterators list, those of earlier loads apart.  The kernel
-# may list a socket twice, where one read(2) ends and the next begins.
-read_sockets() {
-  local pin file
-  for pin in "$CONNECTIONS"/*; do
-    file=$TMP/earlier
-    [[ ${pin##*/} != "$1" ]] || file=$TMP/sockets
-    awk -F '\t' '!seen[$5]++' "$pin" >>"$file" 2>/dev/null || true
-  done
-}
-
-# What the readers of those sockets have not taken; null where none can be listed.
-unread() {
-  [[ -e $CONNECTIONS/$1 ]] || {
-    echo null
-    return
-  }
-  # mawk would print a number above 2^31 with six digits
-  awk -F '\t' '
-    $8 > 0 { sockets++; bytes += $8; if ($8 > largest) largest = $8 }
-    END { printf "{\"sockets\": %d, \"bytes\": %.0f, \"largest_bytes\": %.0f}\n", sockets, bytes, largest }' "$TMP/sockets" "$TMP/earlier"
-}
-
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
 # longer pinned is found by the program that uses it.
 read_state() {
@@ -154,71 +134,22 @@ read_state() {
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'
 }
 
-# "COOKIE PID..." of each TCP socket whose processes are known.
-read_processes() {
-  command -v ss >/dev/null || return 0
-  in_each_netns ss -Htnep 2>/dev/null | awk -F '",pid=' '
-    NF > 1 {
-      found = substr($0, index($0, " sk:") + 4, 20)
-      sub(/ .*/, "", found)
-      for (i = 2; i <= NF; i++) found = found " " $i + 0
-      print found
-    }'
-}
-
-# "PID NAME" of each process in the lines of read_processes.
-read_names() {
-  local pid name
-  cut -s -d ' ' -f 2- | tr ' ' '\n' | sort -u | while read -r pid; do
-    read -r name 2>/dev/null <"/proc/$pid/comm" || continue
-    name=${name//[![:print:]]/?} # anybody may name a process
-    printf '%s\t%s\n' "$pid" "${name//[\\\",]/?}"
-  done
-}
-
-# The sockets of the iterators with their peers and processes, the busiest first,
-# fields between tabs: fused bytes both ways, backlog, local, remote, network
-# namespace, cookie, path, reason, bytes sent, received, age, processes.
-join_sockets() {
-  awk -F '\t' -v OFS='\t' -v names="$1" '
-    BEGIN {
-      split(names, name, " ")
-      for (i in name) sub(/^tcp_/, "", name[i])
-      off = names == "off"
-    }
-    file == 1 { process[$1] = $2 "/" $1; next }
-    file == 2 {
-      n = split($0, word, " ")
-      for (i = 2; i <= n; i++)
-        if (word[i] in process && !seen[word[1], word[i]]++) processes[word[1]] = processes[word[1]] "," process[word[i]]
-      next
-    }
-    $1 == "verdict" { next }
-    { row[++rows] = $0; sent[$5] = $9 }
-    END {
-      for (n = 1; n <= rows; n++) {
-        $0 = row[n]
-        received = $9 == "" || $6 in sent && sent[$6] != "" ? sent[$6] : 0
-        reason = off ? "switched_off" : $7 > 0 ? name[$7 + 1] : $7 < 0 && !($6 in sent) ? "peer_unknown" : ""
-        # mawk would print a number above 2^31 with six digits
-        print sprintf("%.0f", $9 + received), $8, $1, $2, $3, $4, reason == "" ? "fused" : "tcp", reason, $9, received, $10, substr(processes[$4], 2)
-      }
-    }' file=1 "$TMP/names" file=2 "$TMP/processes" file=3 "$TMP/sockets" "$TMP/earlier" |
-    LC_ALL=C sort -t $'\t' -k 1,1nr -k 2,2nr -k 3,4
-}
-
 # snapshot FILE: what is known now, as one JSON object in FILE, and the rows of
-# join_sockets in FILE.rows; sets CODE, the exit code
+# join_sockets in FILE.rows, all of them in FILE.all; sets CODE, the exit code
 snapshot() {
   local outcomes file
   # Without room, what is read would be cut short.
   printf "%65536s" "" >"$TMP/room" 2>/dev/null || die "$EX_FAILED" "no room in /run" "see: df -h /run"
   rm "$TMP/room"
-  for file in sockets earlier processes names; do
+  for file in sockets earlier processes names established listening; do
     : >"$TMP/$file"
   done
   [[ $FORMAT == prometheus ]] || read_processes >"$TMP/processes" & # takes the longest
   (take_lock && read_state) >"$TMP/state"
+  if [[ $FORMAT == text || $FORMAT == why ]]; then
+    read_connections
+    await_readers
+  fi
   wait $! || true # without ss, no processes
   {
     read -r outcomes
@@ -229,7 +160,8 @@ snapshot() {
     : >"$1.rows"
   else
     read_names <"$TMP/processes" >"$TMP/names"
-    join_sockets "$outcomes" | awk -v top="$TOP" 'top == "" || NR <= top' >"$1.rows"
+    join_sockets "$outcomes" >"$1.all"
+    awk -v top="$TOP" 'top == "" || NR <= top' "$1.all" >"$1.rows"
   fi
 }
 
@@ -264,18 +196,25 @@ align() {
     END { flush() }'
 }
 
+# Where there is one connection, its line tells as much.
+services_table() {
+  (($(wc -l <"$1") > 2)) || return 0
+  printf '\nport\tconnections\ttcp\tbacklog%s\tprocesses\n' "$(awk -F '\t' '$11 != "" { print "\tbytes"; exit }' "$1")"
+  services "$1" | awk -v top="$TOP" 'top == "" || NR <= top'
+}
+
 # The rows of join_sockets as a table
 connections_table() {
   [[ -s $1 ]] || return 0
   echo
   awk -F '\t' -v OFS='\t' '
     function age(s) { return s < 60 ? s "s" : s < 3600 ? int(s / 60) "m" s % 60 "s" : int(s / 3600) "h" int(s % 3600 / 60) "m" }
-    { row[NR] = $0; if (NR > 1 && $5 != before) namespaces = 1; before = $5; if ($11 != "") accounts = 1 }
+    { row[NR] = $0; if (NR > 1 && $5 != before) namespaces = 1; before = $5; if ($11 != "") accounts = 1; if ($13 != "") stalls = 1 }
     END {
-      print "local", "remote", "path", "backlog" (accounts ? OFS "sent" OFS "received" OFS "age" : "") (namespaces ? OFS "netns" : ""), "processes"
+      print "local", "remote", "path", "backlog" (stalls ? OFS "stalled" : "") (accounts ? OFS "sent" OFS "received" OFS "age" : "") (namespaces ? OFS "netns" : ""), "processes"
       for (n = 1; n <= NR; n++) {
         $0 = row[n]
-        print $3, $4, $7 ($8 == "" ? "" : ": " $8), $2 \
+        print $3, $4, $7 ($8 == "" ? "" : ": " $8), $2 (stalls ? OFS ($13 == "" ? "-" : age($13)) : "") \
           (accounts ? OFS $9 OFS $10 OFS ($11 == "" ? "" : age($11)) : "") (namespaces ? OFS $5 : ""), $12
       }
     }' "$1"
@@ -301,6 +240,11 @@ connections_json() {
     END { if (NR) print "" }' "$1"
 }
 
+# with_why FILTER FILE [ARGUMENT...]: jq with the functions of why.jq, on lines of ss
+with_why() {
+  with_jq why "$1" -nrR --slurpfile report "$2" --arg cgroups "$(jq -r --arg mount "$(cgroup2_mount)" '.cgroups[] | ltrimstr($mount)' "$2")" "${@:3}"
+}
+
 # why FILE: a line for each end that is asked for
 why() {
   local lines
@@ -310,10 +254,8 @@ why() {
   }
   need_command ss iproute2
   # shellcheck disable=SC2016 # of jq
-  lines=$(in_each_netns ss -Htne --cgroup state established 2>/dev/null |
-    with_jq why 'why($report[0]; $cgroups + "\n" | split("\n")[:-1]; $names; $rows; $wanted)' -nrR --slurpfile report "$1" --rawfile rows "$1.rows" \
-      --arg cgroups "$(jq -r --arg mount "$(cgroup2_mount)" '.cgroups[] | ltrimstr($mount)' "$1")" --arg wanted "$WHY" \
-      --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}")
+  lines=$(with_why 'why($report[0]; $cgroups; $names; $rows; $wanted)' "$1" --rawfile rows "$1.rows" --arg wanted "$WHY" \
+    --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
   if [[ $lines ]]; then
     printf 'local\tremote\tpath\twhy\n%s\n' "$lines" | align
   else
@@ -336,7 +278,10 @@ show() {
     why) why "$1" ;;
     text)
       {
-        with_jq status text -r --slurpfile before "${2:-/dev/null}" "$1"
+        # shellcheck disable=SC2016 # of jq
+        with_jq status text -r --slurpfile before "${2:-/dev/null}" --arg stalled "$(stalled "$1.all")" \
+          --arg plain "$(! jq -e .backlog "$1" >/dev/null || plain_connections "$1.all" | with_why 'plain_connections($report[0]; $cgroups)' "$1")" --arg why "$(name_of status) --why" "$1"
+        services_table "$1.all"
         connections_table "$1.rows"
       } | align
       ;;
@@ -366,6 +311,7 @@ watch() {
   local before=/dev/null text line width key
   TOP=${TOP:-20}
   trap 'exit 0' INT TERM HUP PIPE
+  [[ ! -t 0 ]] || stty -echo # what is typed while a frame is made
   while true; do
     snapshot "$TMP/now"
     text=$(show "$TMP/now" "$before")
@@ -390,8 +336,9 @@ parse_arguments "$@"
 (need_root "$@" && need_bpftool) || exit "$EX_FAILED"
 NEW=                                  # set by replace_file: what becomes $FILE
 TMP=$(mktemp -u /run/sockfuse.XXXXXX) # set by nobody else; snapshot writes there
-trap 'rm -rf "$TMP" ${NEW:+"$NEW"}' EXIT
+trap 'rm -rf "$TMP" ${NEW:+"$NEW"}; [[ ! $WATCH || ! -t 0 ]] || stty echo 2>/dev/null || true' EXIT
 mkdir -m 700 "$TMP"
+: >"$TMP/unread"
 [[ ! $WATCH ]] || watch
 snapshot "$TMP/now"
 check_top "$TMP/now"

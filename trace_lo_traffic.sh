@@ -12,7 +12,7 @@ Runs tcpdump on lo, by default for port 5001.  FILTER is in the language of
 pcap-filter(7).  Ends with Ctrl-C, and then says how many messages of this host
 were fused meanwhile, how many went by TCP, and why.
 
-  --all     so long, every message of PORT goes by TCP (with FILTER, or a port of 0,
+  --all     meanwhile every message of PORT goes by TCP (with FILTER, or a port of 0,
             every message of this host), so tcpdump, Wireshark and ss see all of them.
             Connections with an edge-triggered reader (nginx, Go) stay on TCP afterwards
   --help    this text

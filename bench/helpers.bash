@@ -15,6 +15,18 @@ make_cgroups() {
   fi
 }
 
+# in_cgroup MODE COMMAND...
+in_cgroup() (
+  echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
+  exec "${@:2}"
+)
+
+# modes_of ROUND MODE...: them, another first each round
+modes_of() {
+  local n=$(($# - 1)) i
+  for ((i = 0; i < n; i++)); do echo "${@:$((2 + ($1 + i) % n)):1}"; done
+}
+
 # iperf3_stream BYTES SECONDS: bytes per second that iperf3 received, which writes so many at a time
 iperf3_stream() {
   local server

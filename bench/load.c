@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * load [OPTION...] rr|stream|connect SIZE SECONDS CPU_A CPU_B: traffic between two
+ * load [OPTION...] rr|stream|connect|stall SIZE SECONDS CPU_A CPU_B: traffic between two
  * processes on one host, each on its processor.
  *	rr	a request of SIZE bytes and an answer of as many
  *	stream	writes of SIZE bytes one way
  *	connect	connections with one request and answer each
+ *	stall	writes of SIZE bytes that do not wait, to a reader that does not read
  *	--unix		AF_UNIX stream sockets instead of TCP over 127.0.0.1
+ *	--smc		AF_SMC sockets, which carry TCP's addresses
  *	--epoll		event loops instead of a thread for each connection
  *	--connections N	so many at a time (1)
  *	--after S	what comes before so many seconds does not count; not with
@@ -16,7 +18,7 @@
  *
  * Prints a JSON object: per_second (transactions, connections, or bytes of a
  * stream), cpu_seconds (both processes, for a million of them or a GB), and for rr
- * p50_us, p99_us and p999_us.
+ * p50_us, p99_us and p999_us.  Of stall: unread, the bytes that got in.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,10 +48,13 @@
 #define BUFFER (1 << 20)
 #define MAX_EVENTS 64
 
+#define STALL_MOST 256000000
+
 static bool unix_sockets, event_loops;
+static int family = AF_INET;
 static int connections = 1;
 static const char *netns, *listens_on = "127.0.0.1";
-static enum { RR, STREAM, CONNECT, PIPE } kind;
+static enum { RR, STREAM, CONNECT, STALL, PIPE } kind;
 static size_t size;
 static uint64_t measured_from, deadline; /* ns */
 static double after;
@@ -175,7 +180,7 @@ static socklen_t address_length;
 
 static int listen_somewhere(void)
 {
-	int fd = socket(unix_sockets ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+	int fd = socket(family, SOCK_STREAM, 0);
 
 	if (unix_sockets) {
 		address.un.sun_family =
@@ -197,7 +202,7 @@ static int listen_somewhere(void)
 
 static int connect_once(void)
 {
-	int fd = socket(unix_sockets ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+	int fd = socket(family, SOCK_STREAM, 0);
 
 	if (fd < 0 || connect(fd, &address.any, address_length))
 		fail("connect");
@@ -228,6 +233,21 @@ static void ask(int fd)
 		start = end;
 	} while (end < deadline);
 	close(fd);
+}
+
+/* Nobody answers; how much the other end's memory takes. */
+static void fill(int fd)
+{
+	do {
+		ssize_t n = send(fd, buffer, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (n > 0)
+			transactions += n;
+		else if (errno != EAGAIN)
+			fail("send");
+		else
+			usleep(1000);
+	} while (transactions < STALL_MOST && now_ns() < deadline);
 }
 
 static void *answer_thread(void *fd)
@@ -357,7 +377,9 @@ static void serve(int listener)
 		else
 			fds[i] = fd;
 	}
-	if (event_loops)
+	if (kind == STALL)
+		pause();
+	else if (event_loops)
 		run_loop(fds, false);
 	else
 		run_threads(answer_thread, fds);
@@ -415,6 +437,10 @@ static void print_result(void)
 	       cpu = cpu_of_both() - cpu_before;
 	double amount = transactions * (kind == STREAM ? (double)size : 1);
 
+	if (kind == STALL) {
+		printf("{\"unread\": %llu}\n", (unsigned long long)transactions);
+		return;
+	}
 	printf("{\"per_second\": %.0f, \"cpu_seconds\": %.4f", amount / seconds,
 	       cpu / amount * (kind == STREAM ? 1e9 : 1e6));
 	if (kind == RR)
@@ -425,10 +451,11 @@ static void print_result(void)
 
 static int __attribute__((noreturn)) usage(void)
 {
-	fprintf(stderr, "usage: load [--unix] [--epoll] [--connections N] [--after S] "
-			"[--netns FILE] [--address A]\n"
-			"            rr|stream|connect SIZE SECONDS CPU_A CPU_B\n"
-			"       load pipe SIZE SECONDS CPU\n");
+	fprintf(stderr,
+		"usage: load [--unix] [--smc] [--epoll] [--connections N] [--after S] "
+		"[--netns FILE] [--address A]\n"
+		"            rr|stream|connect|stall SIZE SECONDS CPU_A CPU_B\n"
+		"       load pipe SIZE SECONDS CPU\n");
 	exit(2);
 }
 
@@ -436,6 +463,7 @@ static void parse(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "unix", no_argument, NULL, 'u' },
+		{ "smc", no_argument, NULL, 'm' },
 		{ "epoll", no_argument, NULL, 'e' },
 		{ "connections", required_argument, NULL, 'c' },
 		{ "after", required_argument, NULL, 's' },
@@ -443,12 +471,14 @@ static void parse(int argc, char **argv)
 		{ "address", required_argument, NULL, 'a' },
 		{}
 	};
-	static const char *const kinds[] = { "rr", "stream", "connect", "pipe" };
+	static const char *const kinds[] = { "rr", "stream", "connect", "stall", "pipe" };
 	int option, i;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) >= 0) {
 		if (option == 'u')
-			unix_sockets = true;
+			unix_sockets = true, family = AF_UNIX;
+		else if (option == 'm')
+			family = AF_SMC;
 		else if (option == 'e')
 			event_loops = true;
 		else if (option == 'c')
@@ -464,9 +494,9 @@ static void parse(int argc, char **argv)
 	}
 	argv += optind;
 	argc -= optind;
-	for (i = 0; argc && i < 4 && strcmp(argv[0], kinds[i]);)
+	for (i = 0; argc && i < 5 && strcmp(argv[0], kinds[i]);)
 		i++;
-	if (argc == 0 || i == 4 || argc != (i == PIPE ? 4 : 5))
+	if (argc == 0 || i == 5 || argc != (i == PIPE ? 4 : 5))
 		usage();
 	kind = i;
 	size = atol(argv[1]);
@@ -492,7 +522,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	pin_to(atoi(argv[3]));
-	for (int i = 0; kind < CONNECT && i < connections; i++)
+	for (int i = 0; kind != CONNECT && kind != PIPE && i < connections; i++)
 		fds[i] = connect_once();
 	cpu_before = cpu_of_both();
 	measured_from = now_ns() + after * 1e9;
@@ -501,12 +531,14 @@ int main(int argc, char **argv)
 		run_pipe();
 	else if (kind == CONNECT)
 		connect_and_ask();
+	else if (kind == STALL)
+		fill(fds[0]);
 	else if (event_loops)
 		run_loop(fds, true);
 	else
 		run_threads(ask_thread, fds);
-	if (kind == CONNECT)
-		kill(server, SIGKILL); /* it would answer for ever */
+	if (kind == CONNECT || kind == STALL)
+		kill(server, SIGKILL); /* it would go on for ever */
 	if (server)
 		waitid(P_PID, server, &ended, WEXITED | WNOWAIT);
 	print_result();

@@ -43,20 +43,13 @@ lasting=(--after 0.5) # a stream of small writes takes some 0.3 s to leave the m
 say() { [[ ! -t 2 ]] || printf '\r\033[K%s' "$*" >&2; }
 
 # one MODE KIND BYTES CPU_A CPU_B [OPTION...]: what load printed
-one() (
+one() {
   [[ $1 != unix ]] || set -- "$@" --unix
-  echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
-  exec "$here/load" "${@:6}" "$2" "$3" "$seconds" "$4" "$5"
-)
+  in_cgroup "$1" "$here/load" "${@:6}" "$2" "$3" "$seconds" "$4" "$5"
+}
 
 # keep MODE CASE: what comes on standard input, as a round of that case
 keep() { jq -c --arg mode "$1" --argjson case "$2" '$case + {$mode} + .' >>"$results"; }
-
-# modes_of ROUND MODE...: them, another first each round
-modes_of() {
-  local n=$(($# - 1)) i
-  for ((i = 0; i < n; i++)); do echo "${@:$((2 + ($1 + i) % n)):1}"; done
-}
 
 # case_of KIND HOW CONNECTIONS BYTES PROCESSORS [IDLE]
 case_of() {

@@ -32,12 +32,6 @@ sysctl -q net.ipv4.ip_local_port_range="10000 65535" net.ipv4.tcp_max_tw_buckets
 results=$(mktemp -d)
 trap 'rm -rf "$results"; "$here/../unload.sh" --quiet' EXIT
 
-# in_cgroup MODE COMMAND...
-in_cgroup() (
-  echo "$BASHPID" >"/sys/fs/cgroup/$1/cgroup.procs"
-  exec "${@:2}"
-)
-
 in_root() { in_cgroup "$1" chroot "$root" env HOME=/tmp "${@:2}"; }
 
 await() { until ss -Hltn "sport = :$1" | grep -q .; do sleep 0.05; done; }

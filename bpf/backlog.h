@@ -40,7 +40,7 @@ static __always_inline u32 backlog_of(struct tcp_sock *peer)
  * stream of 64 KB on one processor had 0.975 of the throughput in its first second.)
  * The writer then fills TCP's send buffer on top of that, so it gets in what it would
  * with TCP alone: with less, two ends that each write before they read would wait for
- * each other.  Before the first read it is 6.4 MB by default, and 4.3 with TCP alone.
+ * each other.  Before the first read 6.4 MB fit in by default, and 4.3 with TCP alone.
  *
  * It is never more than half of what the receive buffer can grow to.  TCP counts the
  * backlog against that, so its window is closed when we fall back.  If the buffer were
@@ -147,9 +147,10 @@ static __always_inline u32 messages_waiting(struct tcp_sock *peer, u32 max)
 
 /*
  * A waiting message costs about 1 KB of slab that no socket is charged for, whatever its
- * size, so their number is bounded too.  They are counted only when there are more bytes
- * than so many messages of this size would have; each that gets by lets the backlog grow
- * by a 32nd, so some hundred wait at the very most.  Request/response never notices.
+ * size, so their number is bounded too.  They are counted only when more bytes wait than
+ * MAX_WAITING messages of this size have.  One that is fused without a count has at least
+ * a 32nd of the backlog, so some hundred wait at the very most.  Request/response never
+ * notices.
  *
  * Streams of writes below BULK_BYTES are faster by TCP, which merges them.
  */

@@ -8,7 +8,7 @@
  * order: the receiver reads its ingress queue before its TCP queue (tcp_bpf_recvmsg), so
  * a message may be fused only when every TCP byte before it has been read.  Memory stays
  * bounded: the kernel puts no limit on the ingress queue, so this program does.  send()
- * does not fail where TCP's would not, but for the window that hand_over() leaves: the
+ * does not fail where TCP's would not, but for the window that peer_stays() leaves: the
  * program always returns SK_PASS, and never lets the kernel refuse the charge.
  *
  * Locks.  tcp_bpf_sendmsg() holds the sender's lock while this runs; nobody holds the
@@ -36,7 +36,7 @@ static __always_inline u32 too_much_waits(struct sk_msg_md *msg, struct tcp_sock
 					  struct tcp_sock *peer,
 					  struct direction *direction);
 
-/* The rules, in the order of docs/design.md.  First, whoever the peer is: */
+/* The rules, in the order of docs/design.md.  First those that do not ask the peer: */
 static __always_inline u32 writer_speaks_against(struct settings *set,
 						 struct tcp_sock *own,
 						 struct direction *direction)

@@ -94,7 +94,7 @@ static __always_inline void seal(struct settings *set, struct tcp_sock *tp,
 	set->sealed = 1;
 }
 
-/* By TCP this end would get behind what it has sent fused. */
+/* What it sends by TCP would get behind fused bytes that the peer has not read. */
 static __always_inline bool answer_waits(struct direction *direction)
 {
 	return direction && direction->peer && !no_fused_bytes(psock_of(direction->peer));

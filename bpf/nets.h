@@ -7,10 +7,10 @@
  * Between namespaces sequence numbers prove nothing: who owns one can choose its own,
  * and the peer's with a raw socket.  So who accepts enters only if each end has had a
  * packet of the other: the one that ended its handshake came from the very socket that
- * connected, and the one that ended that socket's came from this.  Both say so by a
- * random number that nobody can choose, nor see but who sees their packets.  A wrong one
- * leaves the socket that connected alone for good, so there is one guess in 2^64 and no
- * second.  (A SYN-ACK that is sent again, or a SYN cookie, has another number than the
+ * connected, and the one that ended that socket's came from this.  A random number of
+ * each proves it: nobody can choose it, and only who sees their packets sees it.  A wrong
+ * one leaves the socket that connected alone for good, so there is one guess in 2^64 and
+ * no second.  (A SYN-ACK that is sent again, or a SYN cookie, has another number than the
  * end that accepts: that connection is TCP's.)  Both roles have keys of their own, and
  * the entry here outlives whoever of the two closes first, so what is stored under the
  * key of a live socket's peer is its peer or nothing.

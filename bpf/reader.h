@@ -145,8 +145,9 @@ __noinline bool drained(u64 address)
  * for the end of what there is (epoll(7) allows it) and waits for an edge, but the TCP
  * bytes had theirs before; nginx also takes FIONREAD's 0 for it, which does not count TCP
  * bytes while fused ones could come.  So no TCP byte is sent while such a reader has
- * unread fused bytes.  Once it has none, what is more than a dialogue makes the
- * connection plain TCP again, for good.  Where too much waits all the same, seam.h mends.
+ * unread fused bytes.  Once it has none, and more comes than a dialogue has, the
+ * connection becomes plain TCP for good.  Where too much waits all the same, seam.h
+ * mends.
  */
 static __always_inline bool
 edge_reader_full(struct tcp_sock *peer, struct direction *direction, u32 found, u32 size)

@@ -40,8 +40,8 @@ struct {
 } fuse_capture SEC(".maps");
 
 /*
- * trace_lo_traffic.sh --all sees what goes by TCP.  Twice a second it moves the end five
- * seconds ahead: where it was killed, messages are fused again 5 to 6 s later.
+ * trace_lo_traffic.sh --all sees what goes by TCP.  Twice a second it sets until five
+ * seconds ahead.  If it is killed, messages are fused again 5 to 6 s later.
  */
 static __always_inline bool captured(struct tcp_sock *own)
 {

@@ -170,8 +170,8 @@ static __always_inline u64 with_waiter(u64 found, struct list_head *entry, u32 h
 
 /*
  * Who waits in the peer's wait queue; epoll does while it watches the socket.
- * harmless: 0, or the SLEEPS_... of those to count as HARMLESS, and not as in TCP; only
- * then their stacks are looked at.  A global function: the verifier walks through its
+ * harmless: 0, or the SLEEPS_... of those that count as HARMLESS, and not as in TCP; if
+ * it is 0, no stack is looked at.  A global function: the verifier walks through its
  * loop once, and not for every way that leads to a call.
  */
 __weak u32 waiters_of(u64 address, u32 harmless)

@@ -16,8 +16,8 @@ readonly STAGING=$PIN_DIR/staging
 # A directory CGROUP-PROGRAM (inode number and id) for each place where a program of this
 # bpffs may be attached.
 readonly ATTACHED=$PIN_DIR/attached
-# Names of maps.  The first three outlive a reload; that of the settings says that a program
-# is ours.
+# Names of maps.  Those of the first line outlive a reload; that of the settings says that a
+# program is ours.
 readonly SETTINGS=fuse_settings COUNTERS=fuse_counters MARKS=fuse_marks CAPTURE=fuse_capture
 readonly SERVICES=fuse_services FLOWS=fuse_flows DIRECTIONS=fuse_directions
 readonly PROGRAMS=fuse_programs PORTS=fuse_ports NETS=fuse_nets CGROUPS_MAP=fuse_cgroups

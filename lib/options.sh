@@ -1,67 +1,42 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # set for load.sh, and by common.sh
-# The command line of load.sh: what --help says, and what each option sets.  Promises load.sh
+# The command line of load.sh: what --help says (of rare options sockfuse.conf(5) does), and what
+# each option sets.  Promises load.sh
 # that after parse_arguments the options are sound, alone and together; else the script has
 # ended with one line and exit code 2.  Needs common.sh and policy.sh.
 
 usage() {
   cat <<EOF
 Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
-               [--exclude-port LIST] [--max-connections N] [--refresh SECONDS]
-               [--sidecar PORT [--sidecar-uid UID] [--sidecar-mark MARK]]
-               [--adopt | --min-age SECONDS] [--nonblocking-only] [--account]
-               [--no-guard | --careful]
-               [--config FILE] [--check [--json] | --quiet]
+               [--exclude-port LIST] [--adopt] [--config FILE]
+               [--check [--json] | --quiet] [RARE OPTION]...
        ${0##*/} --reset-services [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
 what is loaded; live connections go on.
 
-  --cgroup PATH          only sockets of processes in this cgroup2 directory
-                         (default: all, the root of the cgroup2 mount)
-  --net CIDR             fuse between addresses of this network, too, if both ends
-                         are on this host, in the same network namespace or not,
-                         and through NAT; local: this host's own addresses
-  --refresh SECONDS      with --net, send a message by TCP when no segment has
-                         passed for so long, so that NAT and connection tracking
-                         keep the connection (default 60, at most 255; 0: never)
-  --port LIST            fuse only connections to services that listen on these
-                         ports: numbers and ranges, as 80,443,6000-6010; those
-                         always, whether they gain or not
-  --exclude-port LIST    do not fuse connections to services on these ports; nor to
-                         564,2049,3240,3260,4420,10809, which the kernel serves,
-                         unless --port has them
-  --max-connections N    connections that can be fused at a time (default
-                         65536); those beyond go by TCP
-  --sidecar PORT         send connections of the processes in --cgroup to the proxy
-                         that listens on this port of their loopback address;
-                         connections to loopback stay as they are.  The proxy asks
-                         for the original destination with SO_ORIGINAL_DST
-  --sidecar-uid UID      leave the connections of this user alone, or those with
-  --sidecar-mark MARK    this SO_MARK: they are the proxy's own
-  --adopt                fuse the connections that are established already, too
-  --min-age SECONDS      fuse only connections that are so old (1 to 255), for as
-                         long as $(name_of adopt) runs: short ones stay plain TCP
-  --nonblocking-only     adopt only connections of which both ends are O_NONBLOCK
-  --account              count bytes and age of each connection, for $(name_of status);
-                         short connections pay for it
-  --no-guard             do not watch for calls that only TCP serves (splice,
-                         MSG_WAITALL, MSG_OOB, …); programs that may splice are
-                         fused, too.  Without this option those in the list
-                         splicers stay plain TCP; where the guard cannot attach,
-                         Go programs do so, too, and a line says so
-  --careful              fuse to a reader only after the guard has seen it read
-                         with O_NONBLOCK and without flags as MSG_WAITALL
-  --config FILE          take options from a file, too, one a line, as here; lines
-                         that begin with # are comments
-  --check                load nothing for good, and attach to no cgroup; say what
-                         this host lacks (exit 1), what would be reduced, and which
-                         faults of sockmap this kernel is known to have
-  --json                 print what --check found as one JSON object
-  --reset-services       load nothing; forget what was seen of services, so that the
-                         next connections to all of them are fused
-  --quiet                do not print the commands that change the system
-  --help                 this text
+  --cgroup PATH        only sockets of processes in this cgroup2 directory
+                       (default: all, the root of the cgroup2 mount)
+  --net CIDR           fuse between addresses of this network, too, if both ends
+                       are on this host, in the same network namespace or not,
+                       and through NAT; local: this host's own addresses
+  --port LIST          fuse only connections to services that listen on these
+                       ports, as 80,443,6000-6010, whether they gain or not
+  --exclude-port LIST  do not fuse connections to services on these ports; nor to
+                       564,2049,3240,3260,4420,10809, which the kernel serves,
+                       unless --port has them
+  --adopt              fuse the connections that are established already, too
+  --config FILE        take options from a file, too, one a line; # for comments
+  --check              load nothing for good, and attach to no cgroup; say what
+                       this host lacks (exit 1), what would be reduced, and which
+                       faults of sockmap this kernel is known to have
+  --json               print what --check found as one JSON object
+  --reset-services     load nothing; forget what was learned of services
+  --quiet              do not print the commands that change the system
+  --help               this text
+
+Rare options, for short connections, the guard, a sidecar proxy, accounting and
+the size of the map: sockfuse.conf(5), in a clone packaging/man/sockfuse.conf.5.
 
 Example: ${0##*/} --cgroup /sys/fs/cgroup/system.slice --exclude-port 8404,9000-9010
 
@@ -73,7 +48,6 @@ EOF
 # load.sh or files of lib/.
 CGROUPS=()            # find_cgroups puts real directories there → attachments, iterators, sidecar, load
 NETWORKS=()           # → policy, load
-REFRESH=60            # seconds → load
 LISTED=               # lists of --port, a comma before each → policy, load
 EXCLUDE=              # lists of --exclude-port, a comma before each → policy
 MAX_CONNECTIONS=65536 # → staging, load
@@ -113,7 +87,9 @@ read_options() {
         ;;&
       --cgroup) CGROUPS+=("$2") ;;
       --net) NETWORKS+=("$2") ;;
-      --refresh) REFRESH=$2 ;;
+      --refresh) # of older versions; a sockfuse.conf that still has it must not keep the service off
+        warn "--refresh is ignored: it follows from nf_conntrack_tcp_timeout_established; take it out"
+        ;;
       --sidecar) SIDECAR_PORT=$2 ;;
       --sidecar-uid) SIDECAR_UID=$2 ;;
       --sidecar-mark) SIDECAR_MARK=$2 ;;
@@ -157,7 +133,6 @@ check_options() {
   check_number --max-connections number 1 16777216 "$MAX_CONNECTIONS"
   [[ ! $MIN_AGE ]] || check_number --min-age "number of seconds" 1 255 "$MIN_AGE"
   [[ ! $NONBLOCKING || $ADOPTING ]] || wrong "--nonblocking-only goes with --adopt or --min-age"
-  check_number --refresh "number of seconds" 0 255 "$REFRESH"
   # Who accepts is told from others by the packet that ends the handshake.
   [[ ${#NETWORKS[@]} == 0 || ! $MIN_AGE ]] || wrong "--net does not go with --min-age"
   check_sidecar

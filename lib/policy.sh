@@ -42,6 +42,24 @@ network_keys() {
   [[ ! $keys ]] || echo "$keys"
 }
 
+# refresh_seconds: after so long without a segment a message goes by TCP again, so that NAT and
+# connection tracking keep the connection.  60, which is half of the shortest time in the kernel
+# (NF_FLOWTABLE_TCP_PICKUP_TIMEOUT), or half of what a namespace has set; 0 without --net.  A
+# router's namespace may have a name and no process.
+refresh_seconds() {
+  local timeout=/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established netns
+  ((${#NETWORKS[@]})) || {
+    echo 0
+    return
+  }
+  {
+    in_each_netns cat "$timeout"
+    for netns in /run/netns/*; do
+      nsenter --net="$netns" cat "$timeout" || true
+    done
+  } 2>/dev/null | awk 'BEGIN { least = 120 } $1 < least { least = $1 } END { print least < 2 ? 1 : int(least / 2) }'
+}
+
 # little NUMBER BYTES: the lowest byte first
 little() {
   local byte
@@ -50,8 +68,8 @@ little() {
   done
 }
 
-# find_cgroups: sets CGROUPS, each once: a socket in two of them would be offered twice.  What
-# lies in another goes; the slash at the end sorts it right behind that.
+# find_cgroups: sets CGROUPS, without those that lie in another one: their sockets would be
+# offered twice.  The slash at the end sorts such a one right behind the other.
 find_cgroups() {
   local cgroup
   if ((${#CGROUPS[@]} == 0)); then

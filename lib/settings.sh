@@ -27,9 +27,14 @@ settings_in() {
 }
 
 # set_settings MAP_REFERENCE... OBJECT: changes the members of struct settings that are in this
-# object of jq; all of it is bytes, and the map's BTF says in which order.
+# object of jq; all of it is bytes, and the map's BTF says in which order.  The guard may make
+# its first mark meanwhile, and switch marks on; that is done again.
 set_settings() {
   local map=("${@:1:$#-1}") bytes
   read -ra bytes < <(settings_in "${map[@]}" | jq -r ". + ${*: -1} | [.[]] | flatten | join(\" \")")
   "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}"
+  if "$BPFTOOL" map getnext pinned "${map[1]%/*}/$MARKS" >/dev/null 2>&1 &&
+    settings_in "${map[@]}" | jq -e '.marks == 0' >/dev/null; then
+    set_settings "${map[@]}" '{marks: 1}'
+  fi
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # set by common.sh and options.sh
-# --sidecar: the programs that send connections of a cgroup to its proxy.  Promises load.sh that
-# they know the proxy, and what the load before noted of live connections, when they are attached.
+# --sidecar: the programs that send connections of a cgroup to its proxy.  Promises load.sh that,
+# once attached, they know the proxy and what the load before noted of live connections.
 # Needs staging.sh, policy.sh and attachments.sh.
 
 # The programs, and struct sidecar: port, UID and mark, the lowest byte first; whether there is

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2153,SC2154 # set by common.sh and options.sh
-# A load is made aside, in $STAGING, checked, and renamed into place.  Promises load.sh that what
-# was loaded before works on until commit, that undo puts everything back until then, and that a
-# load which was killed leaves nothing that the next one does not clear.  preflight.sh uses it,
-# too.  Needs attachments.sh, settings.sh and iterators.sh.
+# A load pins what is new in $STAGING, checks it, and renames it over what is old.  Promises
+# load.sh that what was loaded before works on until commit, that undo puts everything back until
+# then, and that the next load clears what a killed one left.  preflight.sh uses it, too.  Needs
+# attachments.sh, settings.sh and iterators.sh.
 
 # What commit and undo read.
 MOUNTED=         # set by mount_bpffs if it has mounted one

@@ -86,7 +86,6 @@ def load_command($load):
   [$load]
   + [.cgroups // [] | .[] | "--cgroup", @sh]
   + [.policy.nets[] | "--net", .]
-  + (if .policy.nets == [] or .policy.refresh_seconds == 60 then [] else ["--refresh", "\(.policy.refresh_seconds)"] end)
   + (if .policy.ports == "" then [] else ["--port", .policy.ports] end)
   + (if .policy.excluded_ports == "" then [] else ["--exclude-port", .policy.excluded_ports] end)
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
@@ -232,12 +231,21 @@ def counters_table($before):
         | . + (if $before.counters then [(.[1] - $earlier[.[0]]) / ($time - $before.time) | floor] else [] end))
     | @tsv);
 
-# The first 20
-def services_table:
+# What status.sh has seen beside the map
+def seen:
+  $ARGS.named
+  | .why as $why
+  | (.stalled // "" | select(. != "") | split("\t") | . as [$who, $at, $seconds, $bytes, $port, $more]
+    | "  stalled    \($who) at \($at) has read nothing for \($seconds) s, and \($bytes | tonumber | with_unit) wait\(
+        if $more == "0" then "" else " (\($more) more readers)" end); see: \($why) \($port)"),
+    (.plain // "" | select(. != "") | "  plain TCP  \(.); see: \($why)");
+
+# What was learned of services; the first 20
+def learned_table:
   .services // [] | select(. != [])
   | ([.[].netns] | unique | length > 1) as $namespaces
   | "",
-    (["service", "user", "connections", "gained", "path", "since"] + (if $namespaces then ["netns"] else [] end),
+    (["learned", "user", "connections", "gained", "path", "since"] + (if $namespaces then ["netns"] else [] end),
       (.[:20][]
         | [.port, .user // "all", .connections, (.connections as $all | if $all > 0 then .gained | percent($all) else "" end), .path + (if .reason then ": " + .reason else "" end),
             (.since | fromdate | strflocaltime("%F %T"))]
@@ -245,7 +253,7 @@ def services_table:
     | @tsv),
     (length - 20 | select(. > 0) | "and \(.) more: see --json");
 
-def text: summary, counters_table($ARGS.named.before[0]), services_table;
+def text: summary, seen, counters_table($ARGS.named.before[0]), learned_table;
 
 def metric($name; $type; $help; samples):
   "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");
@@ -258,7 +266,7 @@ def prometheus:
   metric("loaded"; "gauge"; "Whether sockfuse is loaded."; ["", if .loaded then 1 else 0 end]),
   (if .loaded then
     metric("damages"; "gauge"; "Pins and attachments that are missing."; ["", (.damage | length)]),
-    metric("guard"; "gauge"; "What is done about programs that splice: they are guarded, left out, or nothing.";
+    metric("guard"; "gauge"; "1 for what is done about programs that splice: guarded, left_out or nothing.";
       (["guarded", .guard.loaded], ["left_out", .guard.splicers_left_out], ["nothing", (.guard.loaded or .guard.splicers_left_out | not)])
       | ["{state=\"\(.[0])\"}", if .[1] then 1 else 0 end]),
     (.guard.services as $services
@@ -278,5 +286,5 @@ def prometheus:
     metric("fused_bytes_total"; "counter"; "Bytes that were fused."; ["", .counters.fused_bytes]),
     metric("fallback_messages_total"; "counter"; "Messages that went by TCP, by reason."; $fallback[] | select(.[2] | not)),
     metric("left_out_sockets_total"; "counter"; "Sockets that did not enter the map, by reason."; $fallback[] | select(.[2])),
-    metric("unfused_sockets_total"; "counter"; "Sockets that left the map, for an edge-triggered reader or as ends of a lasting stream of small writes."; ["", .counters.unfused_sockets])
+    metric("unfused_sockets_total"; "counter"; "Sockets that left the map while they lived."; ["", .counters.unfused_sockets])
   else empty end);

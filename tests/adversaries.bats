@@ -30,7 +30,7 @@ as_on_tcp() {
   as_on_tcp leaving_map
 }
 
-@test "nor because the other end sends two bytes by TCP at that moment" {
+@test "a send does not fail because the other end sends two bytes by TCP at that moment" {
   as_on_tcp leaving_map_lowat
 }
 
@@ -46,11 +46,11 @@ as_on_tcp() {
   as_on_tcp uring_seam
 }
 
-@test "so does a reader that a signal tells" {
+@test "a reader that a signal tells once gets every byte" {
   as_on_tcp sigio
 }
 
-@test "so does a reader whose level-triggered epoll an edge-triggered one watches" {
+@test "a reader whose level-triggered epoll an edge-triggered one watches gets every byte" {
   as_on_tcp nested_epoll
 }
 

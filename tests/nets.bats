@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# load.sh --net, --port, --refresh and --cgroup: which connections are fused that are not
+# load.sh --net, --port and --cgroup: which connections are fused that are not
 # between loopback addresses.  Pods a and b behind a router r, which has NAT; a third, c,
 # on a bridge with a.
 
@@ -207,17 +207,22 @@ done; }
   [ "$(counter fused_messages)" -eq 0 ]
 }
 
+refresh_seconds() { "$here/status.sh" --json | jq .policy.refresh_seconds; }
+
 @test "NAT keeps its entry: a connection that talks for longer than conntrack remembers falls back and closes properly" {
   ip netns exec r sysctl -q net.netfilter.nf_conntrack_tcp_timeout_established=3 net.netfilter.nf_conntrack_tcp_loose=0
-  load "${PODS[@]}" --refresh 1
+  load "${PODS[@]}"
+  [ "$(refresh_seconds)" -eq 1 ]
   talk a b 10.244.2.2 8080 10.96.0.2 80 80 100
   counters
   (($(counter tcp_refresh) >= 4 && $(counter fused_messages) > 100))
-  load "${PODS[@]}" --refresh 0
+  change_settings '{refresh: 60}' # as if nobody had read it
   run talk a b 10.244.2.2 8080 10.96.0.2 80 80 100
   ip netns exec r sysctl -q net.netfilter.nf_conntrack_tcp_timeout_established=432000 net.netfilter.nf_conntrack_tcp_loose=1
   echo "$output"
   [ "$status" -ne 0 ]
+  load "${PODS[@]}"
+  [ "$(refresh_seconds)" -eq 60 ]
 }
 
 @test "policy changed under load: new connections follow it, live ones are unharmed" {
@@ -262,10 +267,10 @@ done; }
   "$here/status.sh" --json | jq -r .load_command | grep -F -- "--cgroup '$CGROUP/one'" | grep -F -- "--cgroup '$CGROUP/two'"
 }
 
-@test "what is no network, port or time: one line, exit 2" {
+@test "what is no network or port: one line, exit 2" {
   local option
   for option in "--net 10.0.0.0/33" "--net fd00::/129" "--net fd00:::/64" "--net 10.0.0" "--net pods" "--net 1.2.3.4/" "--port 0" "--port 1-70000" \
-    "--refresh 256" "--refresh x" "--net 10.0.0.0/8 --min-age 1"; do
+    "--net 10.0.0.0/8 --min-age 1"; do
     # shellcheck disable=SC2086 # several words
     run "$here/load.sh" --quiet $option 3>&-
     echo "$option: $status: $output"

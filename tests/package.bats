@@ -60,6 +60,16 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
   [ "$status" -eq 2 ]
 }
 
+@test "a sockfuse.conf of an older version, with --refresh: sockfuse is on, and one line says to take it out" {
+  local file=$BATS_TEST_TMPDIR/conf
+  printf '%s\n' "--refresh 30" "--exclude-port 80" >"$file"
+  run load --config "$file"
+  echo "$output"
+  [ "$status" -eq 0 ]
+  [ "$(grep -c -- "--refresh is ignored: .*; take it out" <<<"$output")" -eq 1 ]
+  [ "$("$here/status.sh" --json 3>&- | jq -r .policy.excluded_ports)" = 80 ]
+}
+
 @test "load.sh --config: options that need each other may stand in any order" {
   local file=$BATS_TEST_TMPDIR/conf
   mkdir "$CGROUP/pod"
@@ -75,7 +85,7 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
 }
 
 @test "every commented option of sockfuse.conf is one that load.sh takes" {
-  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar|refresh)' >"$BATS_TEST_TMPDIR/conf"
+  sed -n 's/^#--/--/p' "$here/packaging/sockfuse.conf" | grep -vE -- '--(cgroup|net|sidecar)' >"$BATS_TEST_TMPDIR/conf"
   [ "$(wc -l <"$BATS_TEST_TMPDIR/conf")" -ge 5 ]
   run load --config "$BATS_TEST_TMPDIR/conf"
   [[ $output == *"--careful needs the guard"* ]] # both stand there
@@ -85,7 +95,8 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
 
 help_options() { "$here/${1//-/_}.sh" --help | grep -oE -- '--[a-z][a-z-]*' | sort -u; }
 
-man_options() { sed -n 's/^\.It Fl \\-\([a-z-]*\).*/--\1/p' "$here/packaging/man/sockfuse-$1.8" | sort -u; }
+# man_options PAGE
+man_options() { sed -n 's/^\.It Fl \\-\([a-z-]*\).*/--\1/p' "$here/packaging/man/$1" | sort -u; }
 
 completed_options() {
   # shellcheck disable=SC2034 # what bash gives to a completion
@@ -102,13 +113,23 @@ own() {
   esac
 }
 
-@test "every option in a --help is in its man page and in its completion, and no other" {
+# The rare options of load
+rare() {
+  [[ $1 != load ]] || man_options sockfuse.conf.5
+}
+
+@test "every option in a --help is in its man page and no other; the completion has those and the rare ones" {
   local command
   for command in $COMMANDS; do
     echo "$command"
-    diff <(help_options "$command" | own "$command") <(man_options "$command")
-    diff <(help_options "$command" | own "$command") <(completed_options "$command")
+    diff <(help_options "$command" | own "$command") <(man_options "sockfuse-$command.8")
+    diff <({ help_options "$command" | own "$command" && rare "$command"; } | sort) <(completed_options "$command")
   done
+}
+
+@test "sockfuse.conf(5) explains each option of sockfuse.conf that sockfuse-load(8) does not" {
+  diff <(sed -n 's/^#\(--[a-z-]*\).*/\1/p' "$here/packaging/sockfuse.conf" | sort -u | comm -23 - <(man_options sockfuse-load.8)) \
+    <(man_options sockfuse.conf.5 | grep -vx -- --sidecar-mark) # the conf has --sidecar-uid
 }
 
 # As mandoc shows it, in one line with single spaces

@@ -457,7 +457,7 @@ attach() {
   [[ $output != *hidden* ]]
 }
 
-@test "--help lists every option and the exit codes" {
+@test "--help has an example and the exit codes" {
   local script
   for script in load unload trace_bpf_output trace_lo_traffic lib/deps; do
     run "$here/$script.sh" --help
@@ -572,7 +572,7 @@ attach() {
   assert_nothing_left
 }
 
-trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings" | jq '.[0].formatted.value.trace') == "$1" ]]; }
+setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_settings" | jq ".[0].formatted.value.$1") == "$2" ]]; }
 
 @test "trace_bpf_output.sh turns tracing off however it ends: INT, TERM, a closed pipe" {
   local signal
@@ -582,19 +582,37 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
     # a shell starts background jobs with SIGINT ignored, which no trap undoes
     env --default-signal=INT "$here/trace_bpf_output.sh" >/dev/null 2>&1 3>&- &
     BACKGROUND=$!
-    wait_for 30 trace_setting 1
+    wait_for 30 setting trace 1
     refused 6 'another trace_bpf_output.sh is running' "$here/trace_bpf_output.sh"
     kill -"$signal" "$BACKGROUND"
     wait "$BACKGROUND" || true
-    wait_for 30 trace_setting 0
+    wait_for 30 setting trace 0
   done
   ("$here/trace_bpf_output.sh" 3>&- | head -n 1 >/dev/null) 2>/dev/null &
   BACKGROUND=$!
-  wait_for 30 trace_setting 1
-  off_after_a_line() { "$TRAFFIC" burst 8 1 && trace_setting 0; }
+  wait_for 30 setting trace 1
+  off_after_a_line() { "$TRAFFIC" burst 8 1 && setting trace 0; }
   wait_for 30 off_after_a_line
   wait "$BACKGROUND" || true
   BACKGROUND=
+}
+
+@test "a change of the settings keeps a mark that the guard makes meanwhile" {
+  local pid tool=$BATS_TEST_TMPDIR/bpftool
+  load
+  cat >"$tool" <<EOF
+#!/bin/bash
+[[ "\$*" != *'map update'*fuse_settings* ]] ||
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_marks" key 9 9 9 9 9 9 9 9 value 1 0 0 0 0 0 0 0
+exec "$BPFTOOL" "\$@"
+EOF
+  chmod +x "$tool"
+  BPFTOOL=$tool "$here/trace_bpf_output.sh" >/dev/null 3>&- &
+  pid=$!
+  wait_for 30 setting trace 1
+  wait_for 30 setting marks 1
+  pkill -P "$pid"
+  wait "$pid" || true
 }
 
 @test "trace_bpf_output.sh while another program reads the trace pipe: one line, exit 6" {
@@ -603,7 +621,7 @@ trace_setting() { [[ $("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_setti
   exec 7</sys/kernel/tracing/trace_pipe
   refused 6 'another program reads the trace pipe; see: fuser -v /sys/kernel/tracing/trace_pipe' timeout 10 "$here/trace_bpf_output.sh"
   exec 7<&-
-  trace_setting 0
+  setting trace 0
 }
 
 @test "trace_lo_traffic.sh says what to expect, and captures the port or filter it is given" {
@@ -821,9 +839,9 @@ full() { hidden "mount -t tmpfs -o size=4k tmpfs $1 && head -c 4096 /dev/zero >$
   pkill -P "$script"
   full /tmp "$here/trace_bpf_output.sh" >/dev/null 2>&1 3>&- &
   script=$!
-  wait_for 30 trace_setting 1
+  wait_for 30 setting trace 1
   pkill -P "$script"
-  wait_for 30 trace_setting 0
+  wait_for 30 setting trace 0
   refused 1 'status.sh: no room in /run; see: df -h /run' full /run "$here/status.sh"
   refused 1 'status.sh: no room in /run; see: df -h /run' full /run "$here/status.sh" --watch
   full /tmp "$here/unload.sh" --quiet 3>&-

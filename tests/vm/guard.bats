@@ -204,7 +204,7 @@ flagged() {
   [ "$(guarded | grep -c ' 1$')" -eq 4 ]
 }
 
-@test "a read by a worker of io_uring is none: fused, and nothing is learned" {
+@test "a read by a worker of io_uring is no splice: fused, and nothing is learned" {
   load
   run "$TRAFFIC" splice uring_read
   echo "$output; guarded: $(guarded); $(counters)"

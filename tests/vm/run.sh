@@ -21,7 +21,7 @@ release=${boot##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
-tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm --exclude=tests/vm/root-proxies \
+tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/foreign/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm --exclude=tests/vm/root-proxies \
   --exclude=tests/vm/arm64 --exclude=tests/vm/kernels --exclude=tests/bpftools . | tar -C "$work/over/src" -xf -
 find "$work/over/src" \( -name '*.bpf.o' -o -name autoattach -o -name fionread \) -exec touch {} + # or load.sh would build them
 case $release in
