@@ -14,7 +14,6 @@ Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
        ${0##*/} --why [[ADDRESS:]PORT]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
-Tells whether sockfuse is on, with what programs and policy, what went fused and
 what by TCP and why, whose reader has stalled, and how many connections are in no
 map.  Sums up the services and what is known of them, and lists the live
 connections, a line for each socket.

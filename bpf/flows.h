@@ -20,6 +20,7 @@ struct flow {
 	u32 turns; /* fused messages that were bulk, or answered a fused one */
 	u32 run;   /* small messages in a row from one end */
 	u32 files; /* messages of SENDFILE_BYTES of a file */
+	u32 lost;  /* messages that TCP serves better, less two for each turn */
 	u8 last;   /* end of the last message: CONNECTED or ACCEPTED */
 	u8 bulk;   /* end of the last bulk */
 	u8 fused;  /* the last message was */
@@ -79,6 +80,7 @@ static __always_inline void begin_flow(u64 id, struct service *service, bool jud
 	flow->turns = judged ? WORTH : 0;
 	flow->run = 0;
 	flow->files = 0;
+	flow->lost = 0;
 	flow->last = 0;
 	flow->bulk = 0;
 	flow->fused = 1;

@@ -6,9 +6,9 @@
  * What was seen of a service that only TCP serves (enum reason) keeps its next ones on
  * TCP until the next load.  What gains nothing is left on TCP, and is tried again: if
  * IN_VAIN connections in a row gained nothing, and came one upon the other, the next ones
- * are plain TCP.  Each TRY_EVERY-th of these is fused all the same, and so is one that
- * comes after a pause.  The first that gains brings the service back.  How a connection
- * goes is in flows.h.
+ * are plain TCP.  Each TRY_EVERY-th of these is fused all the same.  The first that gains
+ * brings the service back, one that goes on gaining does so again and again, and after a
+ * pause all begins anew.  How a connection goes is in flows.h.
  *
  * A client's doings concern the connections of its user alone, whatever he does and
  * however long.  What the service itself did concerns ANYBODY's.
@@ -170,7 +170,11 @@ static __always_inline bool gains_nothing(struct known *known)
 			known->in_vain = 0;
 		return false;
 	}
-	return pause <= TRY_AFTER_NS && ++known->left_out % TRY_EVERY;
+	if (pause > TRY_AFTER_NS) {
+		known->in_vain = 0;
+		return false;
+	}
+	return ++known->left_out % TRY_EVERY;
 }
 
 /*

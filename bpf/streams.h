@@ -11,7 +11,7 @@
  * then is to wake the reader, for each of them.  A dialogue has answers.  However much a
  * client sends ahead, and however long its server has to wait for a processor: what is
  * taken is answered, or in the making for so long that fusing gains it nothing.  A
- * connection that has had many turns must send as many messages in a row.
+ * connection that has had many turns must send many more messages in a row.
  */
 #pragma once
 
@@ -24,8 +24,14 @@
 #define STREAM_NS 1000000 /* in 1 ms a server answers, or the way there hardly counts */
 /* ns for each message of a run; one whose reader is woken for each takes some 43 us */
 #define STREAM_GAP_NS 64000ULL
+/* ns for each of a run whose writer does not sleep; more, and it has pauses */
+#define BUSY_GAP_NS (16 * STREAM_GAP_NS)
 #define OUTWEIGHS 16384 /* messages in a row that outweigh any number of turns */
-#define TAKE_EVERY 64	/* messages without a place; two that share one each get a run */
+#define MORE_THAN 16	/* times its turns, of a connection that has gained */
+#define SPARSE 4 /* messages for each answer, and more, may be a stream all the same */
+#define SPARSE_NS 16000ULL /* for each of them; a stream takes less */
+#define RENEW_EVERY 1024   /* turns */
+#define TAKE_EVERY 64 /* messages without a place; two that share one each get a run */
 
 /* What a message says of its connection */
 enum verdict {
@@ -40,14 +46,50 @@ enum verdict {
 /* What was a dialogue has to do something else more often than it has had turns. */
 static __always_inline bool outweighs(u32 messages, struct flow *flow)
 {
-	return messages >= OUTWEIGHS || messages > flow->turns;
+	u64 turns = flow->turns;
+
+	return messages >= OUTWEIGHS ||
+	       messages > (turns < WORTH ? turns : turns * MORE_THAN);
 }
 
-/* It gains what a dialogue does. */
-static __always_inline void count_turn(struct flow *flow, u64 id)
+/* A dialogue goes on: while it does, its service's next connections are fused. */
+static __noinline int renew(struct flow *flow, u64 id)
 {
-	if (++flow->turns >= WORTH)
+	struct service service = {};
+	struct known *known;
+
+	bpf_spin_lock(&flow->lock);
+	if (flow->id == id && flow->both)
+		service = flow->service;
+	bpf_spin_unlock(&flow->lock);
+	known = bpf_map_lookup_elem(&fuse_services, &service);
+	if (known)
+		known->in_vain = 0;
+	return 0;
+}
+
+/* It gains what a dialogue does; one bulk message gains as much as WORTH answers. */
+static __always_inline void count_turn(struct flow *flow, u64 id, bool bulk)
+{
+	flow->lost -= flow->lost < 2 ? flow->lost : 2;
+	if (++flow->turns >= WORTH || bulk)
 		teach(flow, id, GAINED);
+	if (flow->turns % RENEW_EVERY == 0)
+		renew(flow, id);
+}
+
+/*
+ * What TCP serves better, though it is no run: a run that ends in a sparse answer, and
+ * what goes by TCP as both ends send at once.  As much of it as OUTWEIGHS is a stream.
+ */
+static __always_inline bool count_lost(struct flow *flow, bool answers, u32 outcome)
+{
+	if (outcome == OUTCOME(tcp_in_flight) || outcome == OUTCOME(tcp_backlog_number))
+		flow->lost++;
+	else if (answers && flow->run >= SPARSE &&
+		 bpf_ktime_get_ns() - flow->since <= flow->run * SPARSE_NS)
+		flow->lost += flow->run;
+	return flow->lost >= OUTWEIGHS;
 }
 
 /* What a file's header gained, the file itself loses: by TCP from a socket in a map. */
@@ -79,7 +121,8 @@ static __always_inline bool is_long_run(struct flow *flow, u64 id, bool fused)
 	if (flow->run < STREAM_RUN || !outweighs(flow->run, flow))
 		return false;
 	took = bpf_ktime_get_ns() - flow->since;
-	if (took <= flow->run * STREAM_GAP_NS || 2 * (slept() - flow->slept) < flow->run)
+	if (took <= flow->run * STREAM_GAP_NS ||
+	    (took <= flow->run * BUSY_GAP_NS && 2 * (slept() - flow->slept) < flow->run))
 		return took >= STREAM_NS;
 	flow->run = 0;
 	if (fused) /* fused one by one they gain as answers do */
@@ -109,7 +152,7 @@ __noinline u32 judge(u64 isns, u32 size, u32 outcome)
 	answers = flow->last != end;
 	again = bulk && flow->bulk == end;
 	if (fused && (bulk || (answers && flow->fused)))
-		count_turn(flow, id);
+		count_turn(flow, id, bulk);
 	flow->last = end;
 	flow->fused = fused;
 	if (bulk)
@@ -118,6 +161,10 @@ __noinline u32 judge(u64 isns, u32 size, u32 outcome)
 		if (!is_download(flow))
 			return NOTHING_NEW;
 		teach(flow, id, FILES);
+		return TCPS;
+	}
+	if (!bulk && count_lost(flow, answers, outcome)) {
+		teach(flow, id, STREAM);
 		return TCPS;
 	}
 	if (bulk || answers)
@@ -132,7 +179,7 @@ static __always_inline u32 untaken(struct tcp_sock *own, struct tcp_sock *peer, 
 {
 	u32 by_tcp = READ(own, write_seq) - READ(peer, copied_seq);
 
-	return by_tcp / (size ?: 1) + messages_waiting(peer, MAX_WAITING);
+	return by_tcp / (size ?: 1) + messages_waiting(peer, MAX_UNREAD);
 }
 
 /*

@@ -108,11 +108,11 @@ ends() { service "select(.user == 1000) | $1"; }
   at_last each_64th
 }
 
-@test "after a second without a connection one is tried" {
+@test "after a second without a connection all begins anew" {
   after_pause() {
     left_after 16 talk 1 || return
     sleep 1.1
-    visits 1000 20 talk 1 && ((tracked == 1))
+    visits 1000 20 talk 1 && ((tracked == 16))
   }
   load
   at_last after_pause
@@ -159,14 +159,37 @@ ends() { service "select(.user == 1000) | $1"; }
   [[ $(status) == *" since "*" netns"* ]]
 }
 
-@test "bulk gains, whichever end sends it" {
+@test "bulk gains, one message of it, whichever end sends it" {
   local how
   load
   for how in upload download; do
-    visits 1000 20 "$how" 10
+    visits 1000 20 "$how" 1
     ((left_out == 0))
   done
   [ "$(ends '[.connections, .gained]')" = "[40,40]" ]
+}
+
+@test "while a connection goes on that gains, its service is fused, however many short ones there are" {
+  say() { for ((i = 0; i < $1; i++)); do echo one >&"$2" && read -r -t 10 <&"$2"; done; }
+  short_ones() {
+    for _ in {1..20}; do
+      exec 5<>/dev/tcp/127.0.0.1/5001
+      say 1 5
+      exec 5>&-
+    done
+    [ "$(service 'select(.user == 0) | .path')" = '"tcp"' ]
+  }
+  load
+  "$TRAFFIC" server 5001 3>&- &
+  BACKGROUND=$!
+  wait_for 30 listens 5001
+  exec 4<>/dev/tcp/127.0.0.1/5001
+  say 10 4
+  for _ in {1..10}; do ! short_ones || break; done
+  [ "$(service 'select(.user == 0) | .path')" = '"tcp"' ]
+  say 600 4
+  [ "$(service 'select(.user == 0) | .path')" = '"fused"' ]
+  exec 4>&-
 }
 
 @test "a stream of small writes leaves the map within 1 ms, and a service of such is left out" {
@@ -185,6 +208,16 @@ ends() { service "select(.user == 1000) | $1"; }
   (($(counter ends_unfused) == 2 && $(counter fused_messages) < 1000))
 }
 
+@test "so does one with an answer to each eight messages, later" {
+  load
+  for _ in {1..10}; do # unless others have the processor
+    visits 1000 1 sparse 60000
+    (($(counter ends_unfused) == 0)) || break
+  done
+  counters
+  (($(counter ends_unfused) >= 2))
+}
+
 @test "one-way messages with pauses are no stream, and gain" {
   load
   visits 1000 1 slow 300
@@ -193,7 +226,7 @@ ends() { service "select(.user == 1000) | $1"; }
   [ "$(ends '[.gained, .short, .stream]')" = "[1,0,0]" ]
 }
 
-@test "a dialogue is no stream: not with 60 messages one way, nor with as many as it has had turns" {
+@test "a dialogue is no stream: not with 60 messages one way, nor with 16 times as many as it has had turns" {
   local begun
   load
   open_steps
@@ -202,16 +235,17 @@ ends() { service "select(.user == 1000) | $1"; }
     step pace 64 60
     step talk 64
   done
-  step talk 64 2000
+  step pace 64 300
+  step talk 64 500
   begun=$(counter ends_unfused)
-  step pace 64 3900
+  step pace 64 15000
   sleep 0.2
   step talk 64
   counters
   [ "$begun" -eq 0 ]
   [ "$(counter ends_unfused)" -eq 0 ]
   for _ in {1..10}; do # unless others have the processor
-    step pace 64 8000
+    step pace 64 20000
     sleep 0.2
     step talk 64
     (($(counter ends_unfused) == 0)) || break

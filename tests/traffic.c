@@ -793,6 +793,7 @@ static int run_flagged(char **args)
  *	stream	N messages of 64 bytes one way, each read before the next
  *	slow	the same, with pauses of 1 ms
  *	busy	the same, with 100 us of work for each
+ *	sparse	the same, with an answer to each eight
  *	upload, download	N of 64 KB, to the service or from it
  *	files	N requests of 100 bytes, and 60,000 bytes by sendfile() for each
  *	pages	the same, behind a header of 200 bytes
@@ -857,6 +858,8 @@ static void visit(const int pair[2], const char *how, int n)
 			usleep(1000);
 		if (!strcmp(how, "busy"))
 			work(0.1);
+		if (!strcmp(how, "sparse") && i % 8 == 7)
+			visit_message(pair[1], pair[0], 64, i);
 	}
 }
 
