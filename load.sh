@@ -78,7 +78,8 @@ reset_services() {
   # bpftool ends with the first key that has gone meanwhile.
   for _ in {1..10}; do
     mapfile -t keys < <("$BPFTOOL" -j map dump pinned "$pin" |
-      with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r)
+      with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r || echo failed)
+    [[ ${keys[*]} != *failed ]] || die "$EX_FAILED" "the services cannot be read" "see: $BPFTOOL map dump pinned $pin"
     ((${#keys[@]})) || break
     printf "map delete pinned $pin key %s\n" "${keys[@]}" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
   done
