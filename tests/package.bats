@@ -319,7 +319,7 @@ END
   for turn in 1 2 3; do
     run timeout 300 "$here/bench/demo.sh" 3>&-
     echo "$output"
-    rmdir "$CGROUP"/{plain,fused}
+    rmdir "$CGROUP"/{plain,fused,unix}
     [ "$status" -eq 0 ]
     [ "$(stat -c '%U %G %a' /dev/null)" = "$owner" ]
     [ "$(grep -c 'x [0-9.]*$' <<<"$output")" -eq 2 ]
