@@ -32,7 +32,7 @@ settings_in() {
 set_settings() {
   local map=("${@:1:$#-1}") bytes
   read -ra bytes < <(settings_in "${map[@]}" | jq -r ". + ${*: -1} | [.[]] | flatten | join(\" \")")
-  "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}"
+  "$BPFTOOL" map update "${map[@]}" key 0 0 0 0 value "${bytes[@]}" || return
   if "$BPFTOOL" map getnext pinned "${map[1]%/*}/$MARKS" >/dev/null 2>&1 &&
     settings_in "${map[@]}" | jq -e '.marks == 0' >/dev/null; then
     set_settings "${map[@]}" '{marks: 1}'
