@@ -89,23 +89,44 @@ talk() {
   timeout 120 ip netns exec "$1" "$NETS" talk "/run/netns/$2" "${@:3}" 3>&-
 }
 
+# handshakes_repeated POD...: SYNs and SYN-ACKs that were sent again in them
+handshakes_repeated() {
+  local pod
+  for pod; do
+    ip netns exec "$pod" nstat --json --noupdate --zeros TcpExtTCPSynRetrans
+  done | jq -s 'map(.kernel.TcpExtTCPSynRetrans) | add'
+}
+
 # fused_talk ...: as talk; every message is fused, and the pods' interfaces see at most
-# two segments with data
+# two segments with data.  A connection whose SYN or SYN-ACK was sent again, as on a
+# machine that stands still for a second, is TCP's (nets.h): then it talks again.
 fused_talk() {
-  local before pcap=$BATS_TEST_TMPDIR/pcap
-  before=$(counter fused_messages)
-  ip netns exec r tcpdump -i any -n -U --immediate-mode -s 128 -w "$pcap" tcp 2>"$pcap.log" 3>&- &
+  local attempt before remote repeated pcap=$BATS_TEST_TMPDIR/pcap
+  for attempt in {1..5}; do
+    before=$(counter fused_messages)
+    remote=$(counter ends_remote)
+    repeated=$(handshakes_repeated "$1" "$2")
+    captured_talk "$pcap" "$@"
+    repeated=$(($(handshakes_repeated "$1" "$2") - repeated))
+    echo "$*: attempt $attempt, handshakes repeated: $repeated, $(counters)"
+    ((repeated)) || break
+  done
+  (($(counter fused_messages) - before >= 2 * $7 - 2))
+  (($(counter ends_remote) == remote))
+  # "any" sees each of them where it comes in and where it goes out
+  (($(data_segments "$pcap") <= 4))
+}
+
+# captured_talk PCAP ...: as talk, with all packets that the pods send in PCAP
+captured_talk() {
+  ip netns exec r tcpdump -i any -n -U --immediate-mode -s 128 -w "$1" tcp 2>"$1.log" 3>&- &
   TCPDUMP=$!
-  wait_for 30 grep -q 'listening on' "$pcap.log"
-  talk "$@"
+  wait_for 30 grep -q 'listening on' "$1.log"
+  talk "${@:2}"
   sleep 0.3
   kill -INT "$TCPDUMP"
   wait "$TCPDUMP" || true
   TCPDUMP=
-  echo "$*: $(counters)"
-  (($(counter fused_messages) - before >= 2 * $7 - 2))
-  # "any" sees each of them where it comes in and where it goes out
-  (($(data_segments "$pcap") <= 4))
 }
 
 @test "pod to pod, routed and bridged, IPv4 and IPv6: fused from the handshake on" {
@@ -114,7 +135,6 @@ fused_talk() {
   fused_talk a b fd00:244:2::2 8080 fd00:244:2::2 8080 200
   fused_talk a b :: 8080 10.244.2.2 8080 200
   fused_talk a c 10.244.100.3 8080 10.244.100.3 8080 200
-  [ "$(counter ends_remote)" -eq 0 ]
 }
 
 @test "services behind DNAT, DNAT with masquerading and REDIRECT are fused" {
