@@ -59,6 +59,7 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	u64 net_cookie; /* atomic64_t before 5.12: not taken for this */
 	struct netns_ipv4 ipv4;
 };
 
@@ -168,6 +169,7 @@ struct task_struct {
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */
 	struct pipe_inode_info *splice_pipe;
+	unsigned long nvcsw; /* how often it has slept */
 };
 
 /* io_uring/io-wq.c, linux/io_uring_types.h */

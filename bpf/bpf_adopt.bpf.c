@@ -125,6 +125,7 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct sock_common *common = ctx->sk_common;
+	struct service service;
 	struct pair_key key;
 	struct tcp_sock *tp;
 	bool connected;
@@ -136,7 +137,10 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 	/* One that was in the map has left it for good. */
 	if (bpf_sk_storage_get(&fuse_directions, tp, NULL, 0))
 		return 0;
-	if (!tell_end(tp, &connected) || kept_out(set, tp, connected) || !in_cgroup(tp))
+	if (!tell_end(tp, &connected))
+		return 0;
+	service = service_of(tp, connected);
+	if (excluded(set, &service) || kept_out(tp, &service, false) || !in_cgroup(tp))
 		return 0;
 	if (IS_SPLICERS(set, tp) || (set->nonblocking && !never_waits(tp)))
 		return 0;

@@ -3,13 +3,13 @@
  * Optional: sees what no state of a socket shows, namely what the application does
  * with it.  Where a fused socket would answer a call otherwise than TCP, the
  * direction goes by TCP from then on (fuse_marks), and so do the next connections
- * of the service from their start (fuse_guarded).
+ * of the service from their start (services.h).
  *
  * All but guard_splice() and guard_ulp() attach to functions that the kernel puts in
  * place of TCP's for a socket in a sockhash, so no other socket pays for them.  Needs
  * BTF trampolines; load.sh says so where the kernel has none.
  */
-#include "maps.h"
+#include "services.h"
 #include <linux/io_uring.h>
 
 #define EAGAIN 11
@@ -153,7 +153,7 @@ static __always_inline bool may_be_adopted(struct sock *sk)
 }
 
 /* A socket that may be adopted later is in no map: its counters tell which end it is. */
-static __always_inline void learn_of(struct sock *sk, u32 reason)
+static __always_inline void learn_of(struct sock *sk, u16 reason)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct service service;
@@ -162,7 +162,7 @@ static __always_inline void learn_of(struct sock *sk, u32 reason)
 	if (!tp || learn(tp, reason) || !may_be_adopted(sk) || !tell_end(tp, &connected))
 		return;
 	service = service_of(tp, connected);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	note_reason(&service, reason);
 }
 
 /* With --careful, a reader that has not read yet gets nothing fused from now on. */

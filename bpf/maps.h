@@ -66,39 +66,6 @@ struct {
 	__type(value, struct marks);
 } fuse_marks SEC(".maps");
 
-#define ANYBODY (~0U) /* the kernel's own "no user" */
-
-struct service {
-	u32 netns; /* inode number, as in /proc/PID/ns/net */
-	u32 port;  /* that it listens on, host byte order */
-	u32 user;  /* who connects, as the first user namespace numbers users; ANYBODY */
-};
-
-/*
- * Services whose next connections are plain TCP from the start, for what was seen of an
- * earlier one.  What a client did concerns that user's connections to the service alone;
- * what the service itself did concerns ANYBODY's.  Who fills it pushes out what is not
- * used.
- */
-struct {
-	__uint(pinning, PINNING);
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384); /* services */
-	__type(key, struct service);
-	__type(value, u32); /* enum reason */
-} fuse_guarded SEC(".maps");
-
-enum reason {
-	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,	 /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,	 /* MSG_OOB */
-	REASON_INTERRUPTED,	 /* a blocking recv answered EAGAIN */
-	REASON_ULP,		 /* TCP_ULP: kTLS */
-	REASON_RECV_BESIDE_SEND, /* bpf_redirect.bpf.c, reader_beside() */
-	REASON_MAY_SPLICE,	 /* splicers.h */
-	REASON_SPLICED_BEFORE,	 /* before the load; no socket is marked, so this stays */
-};
-
 /*
  * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
  * TCP alone from now on, and none of its fused messages is under way (leave.h).  Such an
@@ -114,8 +81,7 @@ struct {
 /*
  * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
  * of these only once it has sent bytes by TCP or BULK_BYTES at a time, its reader did not
- * keep up, or one of its messages was drawn for SAMPLE: short connections that never fall
- * back pay for none.
+ * keep up, or it is to leave the map: dialogues that never fall back pay for none.
  */
 #define SEEN (1ULL << 32)
 
@@ -124,11 +90,8 @@ struct direction {
 	u64 returned;	   /* SEEN | write_seq when no reader was inside tcp_recvmsg() */
 	u32 waiting;	   /* no more messages than these wait, edge_reader_full() */
 	u16 stream;	   /* so many small messages go by TCP once nothing waits */
-	u32 small;	   /* messages below BULK_BYTES that were fused */
-	u32 streamed;	   /* count_streamed() */
 	u32 blocked;	   /* messages in a row, reader_blocked() */
 	u64 futile;	   /* ktime until which no message waits in place */
-	u64 sampled;	   /* ktime of the last SAMPLE of small ones */
 	u8 seam;	   /* has sent by TCP to an edge-triggered reader, seam.h */
 	u8 adopted;	   /* nothing has gone by TCP since both ends are in the map */
 	u8 leaving;	   /* is to leave the map: goes by TCP once nothing fused waits */
@@ -204,33 +167,4 @@ static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock 
 static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock *tp)
 {
 	return reader_unseen(set, tp) && no_fused_bytes(psock_of(tp));
-}
-
-/* The service that this end's doings concern.  Only the end that connected has a user. */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
-{
-	struct sock_common *common = &sk_of(tp)->__sk_common;
-
-	return (struct service){
-		.netns = common->skc_net.net->ns.inum,
-		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
-		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
-	};
-}
-
-/*
- * Its service takes TCP from the next connection on; only with this user if the end is
- * the client's.  The key under which the socket is stored tells which end it is; false:
- * it is in no map.
- */
-static __always_inline bool learn(struct tcp_sock *tp, u32 reason)
-{
-	struct service service;
-	struct pair_key stored;
-
-	if (!stored_key(tp, &stored))
-		return false;
-	service = service_of(tp, stored.sender_isn == own_key(tp, true).sender_isn);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
-	return true;
 }

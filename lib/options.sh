@@ -9,6 +9,7 @@ usage() {
 Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
                [--exclude-port LIST] [--adopt] [--config FILE]
                [--check [--json] | --quiet] [RARE OPTION]...
+       ${0##*/} --reset-services [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -20,17 +21,17 @@ what is loaded; live connections go on.
                        are on this host, in the same network namespace or not,
                        and through NAT; local: this host's own addresses
   --port LIST          fuse only connections to services that listen on these
-                       ports: numbers and ranges, as 80,443,6000-6010
+                       ports, as 80,443,6000-6010, whether they gain or not
   --exclude-port LIST  do not fuse connections to services on these ports; nor to
                        564,2049,3240,3260,4420,10809, which the kernel serves,
                        unless --port has them
   --adopt              fuse the connections that are established already, too
-  --config FILE        take options from a file, too, one a line, as here; lines
-                       that begin with # are comments
+  --config FILE        take options from a file, too, one a line; # for comments
   --check              load nothing for good, and attach to no cgroup; say what
                        this host lacks (exit 1), what would be reduced, and which
                        faults of sockmap this kernel is known to have
   --json               print what --check found as one JSON object
+  --reset-services     load nothing; forget what was learned of services
   --quiet              do not print the commands that change the system
   --help               this text
 
@@ -61,9 +62,14 @@ GUARD=1               # or empty; stage_guard empties it where it cannot attach 
 CAREFUL=              # 1 or empty → guard, load
 CHECK=                # 1 or empty → load
 JSON=                 # 1 or empty → preflight
+RESET=                # 1 or empty → load
 
 parse_arguments() {
+  local word
   read_options "$@"
+  for word in ${RESET:+"$@"}; do
+    [[ $word == --reset-services || $word == --quiet ]] || wrong "--reset-services goes with --quiet alone"
+  done
   check_options
 }
 
@@ -99,6 +105,7 @@ read_options() {
       --careful) CAREFUL=1 ;;
       --check) CHECK=1 ;;
       --json) JSON=1 ;;
+      --reset-services) RESET=1 ;;
       --quiet) QUIET=1 ;;
       *) last_option "$1" ;;
     esac

@@ -16,7 +16,7 @@ _sockfuse() {
     --net | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --min-age | --every | --top | --why) return ;;
   esac
   case ${1##*/} in
-    sockfuse-load) options="--cgroup --net --port --exclude-port --max-connections --sidecar --sidecar-uid --sidecar-mark --adopt --min-age --nonblocking-only --account --no-guard --careful --config --check --json --quiet --help" ;;
+    sockfuse-load) options="--cgroup --net --port --exclude-port --max-connections --sidecar --sidecar-uid --sidecar-mark --adopt --min-age --nonblocking-only --account --no-guard --careful --config --check --json --reset-services --quiet --help" ;;
     sockfuse-adopt) options="--every --quiet --help" ;;
     sockfuse-unload) options="--quiet --help" ;;
     sockfuse-status) options="--json --prometheus --watch --top --why --help" ;;

@@ -25,7 +25,7 @@ told() {
   load "${@:2}"
   open_steps
   step send 1000
-  remember fe ff 0 0 value hex 2
+  remember 65534 2
   status "$1" >"$BATS_TEST_TMPDIR/on"
   rm "$BPFFS/bpf_redir"
   status "$1" >"$BATS_TEST_TMPDIR/damaged" || true

@@ -58,7 +58,8 @@ no_marks() { [ -z "$("$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_marks" 
 
 # guarded: "PORT USER REASON" of each service that is remembered
 guarded() {
-  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_guarded" | jq -r '.[].formatted | "\(.key.port) \(.key.user) \(.value)"'
+  "$BPFTOOL" -j map dump pinned "$BPFFS/sockfuse/fuse_services" |
+    jq -r '.[].formatted | select(.value.reason > 0) | "\(.key.port) \(.key.user) \(.value.reason)"'
 }
 
 # proxied PORT: 1 GB and 10,000 short connections
