@@ -27,7 +27,7 @@ BINARIES := bpf/autoattach bpf/fionread
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load bench/tutorial.bpf.o
-COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
+COMMANDS := load unload status trace_bpf_output trace_lo_traffic
 # What the commands share; deps.sh is for this Makefile alone.
 SHARED := $(filter-out lib/deps.sh,$(wildcard lib/*.sh lib/*.jq)) lib/splicers lib/faults
 SHELL_FILES := $(COMMANDS:=.sh) $(wildcard lib/*.sh) packaging/build.sh packaging/sockfuse.bash \
@@ -213,9 +213,8 @@ install: objects
 	$(Q)install -m 755 $(BINARIES) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
-	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-metrics.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-metrics.service
-	$(Q)install -m 644 packaging/sockfuse-adopt.path packaging/sockfuse-metrics.timer $(DESTDIR)$(UNITDIR)
+	$(Q)install -m 644 packaging/sockfuse-metrics.timer $(DESTDIR)$(UNITDIR)
 	$(Q)install -m 644 packaging/man/*.8 $(DESTDIR)$(MANDIR)/man8
 	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
@@ -229,7 +228,7 @@ install: objects
 # What install put there, with the same PREFIX and DESTDIR.  A changed
 # sockfuse.conf stays.
 uninstall:
-	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-adopt.service sockfuse-adopt.path sockfuse-metrics.service sockfuse-metrics.timer) \
+	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-metrics.service sockfuse-metrics.timer) \
 		$(foreach c,$(COMMANDS),$(SBINDIR)/$(call command,$(c)) $(COMPLETIONDIR)/$(call command,$(c)) $(MANDIR)/man8/$(call command,$(c)).8) \
 		$(MANDIR)/man5/sockfuse.conf.5)
 	$(Q)! cmp -s packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf || rm $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf

@@ -51,9 +51,8 @@ attach() {
 # With --careful the programs look at the marks before they fuse anything.
 switch_on() {
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{marks: 1}'
-  set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, min_age: ${MIN_AGE:-0},
-    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $(refresh_seconds),
-    nonblocking: ${NONBLOCKING:-0}, splicers: ${SPLICERS:-0}}"
+  set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)),
+    refresh: $(refresh_seconds), splicers: ${SPLICERS:-0}}"
 }
 
 report() {
@@ -64,7 +63,6 @@ report() {
   [[ ! $UNGUARDED ]] ||
     warn "no guard here ($UNGUARDED): Go programs and those named in $here/lib/splicers stay plain TCP, as they may splice; see docs/semantics.md"
   [[ ! $ADOPTING ]] || which="old and new"
-  [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
   say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those of --net ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
 }

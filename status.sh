@@ -91,7 +91,6 @@ shown() {
 expected_pins() {
   printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$CAPTURE","$SERVICES"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
-  ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   local optional
   for optional in guard sidecar; do
     [[ ! -e $PIN_DIR/$optional ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_$optional.bpf.o" |
@@ -254,7 +253,7 @@ why() {
   need_command ss iproute2
   # shellcheck disable=SC2016 # of jq
   lines=$(with_why 'why($report[0]; $cgroups; $names; $rows; $wanted)' "$1" --rawfile rows "$1.rows" --arg wanted "$WHY" \
-    --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
+    --argjson names "{\"load\": \"$(name_of load)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
   if [[ $lines ]]; then
     printf 'local\tremote\tpath\twhy\n%s\n' "$lines" | align
   else

@@ -437,6 +437,7 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	u64 session_id; /* of the open(2) of the pin */
 };
 
 struct bpf_iter__sockmap {
@@ -454,6 +455,7 @@ struct bpf_iter__task_file {
 
 /* net/ipv4/tcp_ipv4.c: what an iter/tcp program is given */
 struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common; /* NULL in the last call */
 };
 

@@ -92,7 +92,7 @@ Why, as the profiles below show it, and what was tried:
 - **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go
   by TCP, and after four of them the connection leaves the map. The runs of 2 s include that
   beginning. A service that sends large files, each on a new connection, is better left out:
-  `--exclude-port`, or `--min-age`.
+  `--exclude-port`.
 - **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message with
   pages of its own, which the reader takes 8 KB at a time. A larger message is gathered into one
   block of pages, which the allocator gives back warm. Messages of 32 KB cannot be.

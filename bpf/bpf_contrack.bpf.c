@@ -102,7 +102,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp;
 	u32 outcome;
 
-	if (!set || !set->fuse || set->min_age)
+	if (!set || !set->fuse)
 		return;
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp)

@@ -24,11 +24,9 @@ struct settings {
 	u8 marks; /* MARKS_...: look at fuse_marks; bpf_guard.bpf.c, load.sh --careful */
 	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
 	u8 account; /* 1: bytes and age of each connection, struct direction */
-	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
 	u8 nets;    /* 1: fuse_nets holds networks; nets.h */
 	u8 listed;  /* 1: only services whose ports are in fuse_ports; enter.h */
 	u8 refresh; /* seconds after which a message goes by TCP again; 0: no --net */
-	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
 	u8 sealed;	/* 1: fuse_sealed is to be looked at; leave.h */
 	u8 splicers;	/* not 0: who may splice stays out, splicers.h; 2: no guard */
 };

@@ -51,9 +51,7 @@ NETWORKS=()           # → policy, load
 LISTED=               # lists of --port, a comma before each → policy, load
 EXCLUDE=              # lists of --exclude-port, a comma before each → policy
 MAX_CONNECTIONS=65536 # → staging, load
-ADOPTING=             # 1 with --adopt or --min-age; preflight sets it → kernel, iterators, staging, load
-MIN_AGE=              # seconds → load
-NONBLOCKING=          # 1 or empty → load
+ADOPTING=             # 1 with --adopt; preflight sets it → kernel, iterators, staging, load
 SIDECAR_PORT=         # → sidecar, staging
 SIDECAR_UID=          # decimal or 0x… → sidecar
 SIDECAR_MARK=         # decimal or 0x… → sidecar
@@ -90,16 +88,16 @@ read_options() {
       --refresh) # of older versions; a sockfuse.conf that still has it must not keep the service off
         warn "--refresh is ignored: it follows from nf_conntrack_tcp_timeout_established; take it out"
         ;;
+      --min-age) warn "--min-age is ignored: services whose connections are short are left on TCP; take it out" ;;
+      --nonblocking-only) warn "--nonblocking-only is ignored; take it out" ;;
       --sidecar) SIDECAR_PORT=$2 ;;
       --sidecar-uid) SIDECAR_UID=$2 ;;
       --sidecar-mark) SIDECAR_MARK=$2 ;;
       --port) LISTED+=,$2 ;;
       --exclude-port) EXCLUDE+=,$2 ;;
       --max-connections) MAX_CONNECTIONS=$2 ;;
-      --min-age) MIN_AGE=$2 ADOPTING=1 ;;
       --config) read_config "$2" ;;
       --adopt) ADOPTING=1 ;;
-      --nonblocking-only) NONBLOCKING=1 ;;
       --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
@@ -131,10 +129,6 @@ check_options() {
   [[ ! $CAREFUL || $GUARD ]] || wrong "--careful needs the guard"
   # Each connection has two sockets; the kernel allocates the buckets at once.
   check_number --max-connections number 1 16777216 "$MAX_CONNECTIONS"
-  [[ ! $MIN_AGE ]] || check_number --min-age "number of seconds" 1 255 "$MIN_AGE"
-  [[ ! $NONBLOCKING || $ADOPTING ]] || wrong "--nonblocking-only goes with --adopt or --min-age"
-  # Who accepts is told from others by the packet that ends the handshake.
-  [[ ${#NETWORKS[@]} == 0 || ! $MIN_AGE ]] || wrong "--net does not go with --min-age"
   check_sidecar
   ports_of --port "$LISTED" >/dev/null
   ports_of --exclude-port "$EXCLUDE" >/dev/null

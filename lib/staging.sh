@@ -110,7 +110,7 @@ keep_settings() {
     OLD_SETTINGS=$settings
   elif [[ $settings ]]; then
     kept=(map name "$SETTINGS" id "$settings")
-    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, nets, listed, refresh, nonblocking, splicers}')
+    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, nets, listed, refresh, splicers}')
     SETTINGS_MAP=(id "$settings")
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" || kept+=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")

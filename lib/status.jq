@@ -91,8 +91,7 @@ def load_command($load):
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
   + (.policy.sidecar | if . == null then [] else ["--sidecar", "\(.port)"]
       + (if has("uid") then ["--sidecar-uid", "\(.uid)"] else [] end) + (if has("mark") then ["--sidecar-mark", "\(.mark)"] else [] end) end)
-  + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] elif .policy.adopting then ["--adopt"] else [] end)
-  + (if .policy.nonblocking_only then ["--nonblocking-only"] else [] end)
+  + (if .policy.adopting then ["--adopt"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
   + (if .policy.careful then ["--careful"] elif .guard.loaded or .guard.splicers_left_out then [] else ["--no-guard"] end)
   | join(" ");
@@ -132,12 +131,10 @@ def loaded($version; $kernel):
         excluded_ports: (.ports | ports_of(0)),
         accounting: ($settings.account == 1),
         careful: ($settings.careful == 1),
-        min_age_seconds: ($settings.min_age // 0),
         sidecar: (.sidecar | shown[0]?.formatted.value // null | if . then
           {port: (.port | number)} + (if .by_uid == 1 then {uid: (.uid | number)} else {} end) + (if .by_mark == 1 then {mark: (.mark | number)} else {} end)
         else null end),
-        adopting: (.adopt != ""),
-        nonblocking_only: ($settings.nonblocking == 1)
+        adopting: (.adopt != "")
       },
       guard: {
         loaded: (.guard != ""),
@@ -204,7 +201,6 @@ def summary:
       if .policy.ports == "" then "" else ", only ports \(.policy.ports)" end)\(
       if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
       if .policy.sidecar then ", to the proxy at port \(.policy.sidecar.port)" else "" end)\(
-      if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" elif .guard.splicers_left_out then
       "off; programs that may splice stay plain TCP" else "off" end)\(if .guard.services == [] then "" else

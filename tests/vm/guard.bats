@@ -270,18 +270,6 @@ flagged() {
   (($(counter ends_tracked) > tracked))
 }
 
-@test "--min-age: a proxy that splices is remembered before its connections would be adopted" {
-  files
-  load --min-age 1
-  "$here/adopt.sh" --quiet --every 0.5 3>&- &
-  SERVERS=$!
-  serve 8080 nginx -c /tmp/nginx.conf
-  serve 7100 "$here/tests/vm/proxy" 127.0.0.1:7100 127.0.0.1:8080
-  curl -sSf --max-time 600 "http://127.0.0.1:7100/huge" | cmp - /tmp/www/huge
-  [[ $(guarded) == *" 1"* ]]
-  [ "$(counter ends_tracked)" -eq 0 ]
-}
-
 @test "an end that sends or receives with kTLS: its peer's TCP reader never gets plaintext" {
   run "$TRAFFIC" ktls
   echo "plain TCP: $output"
