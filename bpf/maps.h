@@ -22,13 +22,13 @@ struct settings {
 	u8 fuse;  /* 0: every message goes by TCP, no socket enters the map */
 	u8 trace; /* 1: a line in the trace pipe for each end of a connection */
 	u8 marks; /* MARKS_...: look at fuse_marks; bpf_guard.bpf.c, load.sh --careful */
-	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
-	u8 account; /* 1: bytes and age of each connection, struct direction */
-	u8 nets;    /* 1: fuse_nets holds networks; nets.h */
-	u8 listed;  /* 1: only services whose ports are in fuse_ports; enter.h */
-	u8 refresh; /* seconds after which a message goes by TCP again; 0: no --net */
-	u8 sealed;	/* 1: fuse_sealed is to be looked at; leave.h */
-	u8 splicers;	/* not 0: who may splice stays out, splicers.h; 2: no guard */
+	u8 careful;  /* 1: fuse only for readers that have been seen to read plainly */
+	u8 account;  /* 1: bytes and age of each connection, struct direction */
+	u8 nets;     /* 1: fuse_nets holds networks; nets.h */
+	u8 listed;   /* 1: only services whose ports are in fuse_ports; enter.h */
+	u8 refresh;  /* seconds after which a message goes by TCP again; 0: no --net */
+	u8 sealed;   /* 1: fuse_sealed is to be looked at; leave.h */
+	u8 splicers; /* not 0: who may splice stays out, splicers.h; 2: no guard */
 };
 
 struct {
