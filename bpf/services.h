@@ -184,14 +184,17 @@ static __always_inline bool gains_nothing(struct known *known)
  */
 static __always_inline u32 left_on_tcp(struct service service, bool gain)
 {
-	struct known *known = bpf_map_lookup_elem(&fuse_services, &service), *all = known;
+	struct known *known = bpf_map_lookup_elem(&fuse_services, &service);
 
+	/* Before the second lookup, which those that gain nothing need not pay */
+	if (gain && known && !known->reason && gains_nothing(known))
+		return OUTCOME(ends_no_gain);
 	if (service.user != ANYBODY && !(known && known->reason)) {
 		service.user = ANYBODY;
-		all = bpf_map_lookup_elem(&fuse_services, &service);
+		known = bpf_map_lookup_elem(&fuse_services, &service);
 	}
-	if (all && all->reason)
-		return all->reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
-						       : OUTCOME(ends_may_splice);
-	return gain && known && gains_nothing(known) ? OUTCOME(ends_no_gain) : 0;
+	if (!known || !known->reason)
+		return 0;
+	return known->reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
+						 : OUTCOME(ends_may_splice);
 }
