@@ -44,16 +44,18 @@ APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
-	wrk sockperf docker.io passt
+	wrk sockperf docker.io passt apache2-utils mosquitto mosquitto-clients rsyslog vsftpd
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light open-iscsi openssl procps tcpdump tgt
 # Debian 12 as it comes, and what make load needs there
 BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
 # The programs of tests/apps.bats that splice
 PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-light openssl passt procps systemd tcpdump
+# Podman and Docker, for tests/vm/containers.bats
+CONTAINER_PACKAGES := bats bpftool curl iproute2 jq kmod procps podman netavark aardvark-dns passt uidmap crun conmon docker.io iptables nftables nginx-light busybox-static openssl slirp4netns catatonit
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
-.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks compare semantics semantics-kernels fuzz adversaries foreign lint clean
+.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck containercheck bench bench-quick benchmarks compare semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -147,6 +149,13 @@ guardcheck: objects helpers
 	$(Q)for kernel in 6.1 6.12 newest; do \
 		SWITCH_ROOT=1 SECONDS_MAX=3000 ROOT=tests/vm/root-proxies tests/vm/run.sh $$kernel tests/vm/proxies.sh || exit; \
 	done
+
+# Podman and Docker, on one; takes long.
+containercheck: objects helpers
+	$(Q)lib/deps.sh load check vm
+	$(Q)$(MAKE) deb
+	$(Q)tests/debian.sh trixie tests/vm/root-containers $(CONTAINER_PACKAGES)
+	$(Q)SWITCH_ROOT=1 SECONDS_MAX=3000 ROOT=tests/vm/root-containers tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/containers.bats
 
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
