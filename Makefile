@@ -51,7 +51,7 @@ BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make pro
 # The programs of tests/apps.bats that splice
 PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-light openssl passt procps systemd tcpdump
 # Podman and Docker, for tests/vm/containers.bats
-CONTAINER_PACKAGES := bats bpftool curl iproute2 jq kmod procps podman netavark aardvark-dns passt uidmap crun conmon docker.io iptables nftables nginx-light busybox-static openssl slirp4netns catatonit
+CONTAINER_PACKAGES := bats bpftool curl iproute2 jq kmod procps podman netavark aardvark-dns passt uidmap crun conmon docker.io docker-cli iptables nftables nginx-light busybox-static openssl slirp4netns catatonit
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
