@@ -56,6 +56,18 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 	return FUSED;
 }
 
+/*
+ * Does this message wake a thread that sleeps in send, for room in TCP's send buffer?
+ * SOCK_NOSPACE then stays set.  If there is room by now, and the thread goes on to recv,
+ * the room that comes later wakes it there (sk_stream_write_space()).  It then answers
+ * EAGAIN, where TCP's would sleep on.  Its peer has not read all that came by TCP.
+ */
+static __always_inline bool wakes_writer(struct tcp_sock *own, struct tcp_sock *peer)
+{
+	return own->rcv_nxt != own->copied_seq && READ(sk_of(peer), sk_write_pending) &&
+	       !never_waits(peer);
+}
+
 /* What is the first that speaks against fusing to this peer? */
 static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings *set,
 					  struct tcp_sock *own, struct tcp_sock *peer,
@@ -71,6 +83,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 		return OUTCOME(tcp_guarded);
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
+	if (wakes_writer(own, peer))
+		return OUTCOME(tcp_in_flight);
 	if (tcp_bytes_unread(own, peer) &&
 	    !waits_in_place(msg, own, peer, direction,
 			    backlog_limit(own, peer, direction)))
@@ -302,8 +316,8 @@ static __always_inline void make_whole(struct sk_msg_md *msg, struct tcp_sock *o
 }
 
 /* What a message by TCP means to the reader, who is told in bpf_contrack.bpf.c. */
-static __always_inline void note_reader(struct settings *set, struct direction *direction,
-					u32 outcome)
+static __always_inline void note_reader(struct settings *set, struct tcp_sock *own,
+					struct direction *direction, u32 outcome)
 {
 	struct tcp_sock *peer = direction->peer;
 	u32 found;
@@ -315,7 +329,8 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
 	/* --careful: one that has not read yet is fused to once it reads plainly. */
 	if ((outcome == OUTCOME(tcp_guarded) && !(set->careful && !marks_of(peer))) ||
-	    several_readers(peer))
+	    several_readers(peer) ||
+	    (wakes_writer(own, peer) && learn_end(own, peer, REASON_RECV_BESIDE_SEND)))
 		direction->leaving = 1;
 }
 
@@ -341,7 +356,7 @@ static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *
 
 	if (!direction)
 		return;
-	note_reader(set, direction, outcome);
+	note_reader(set, own, direction, outcome);
 	if (!direction->leaving && reader_beside(own) &&
 	    learn(own, REASON_RECV_BESIDE_SEND))
 		direction->leaving = 1;
