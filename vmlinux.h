@@ -309,8 +309,9 @@ struct sock {
 	} sk_backlog;
 	u8 sk_userlocks;
 	u16 sk_protocol;
-	u8 sk_shutdown;	    /* RCV_SHUTDOWN: a FIN has come */
-	int sk_wmem_queued; /* bytes in TCP's send buffer */
+	u8 sk_shutdown;	      /* RCV_SHUTDOWN: a FIN has come */
+	int sk_wmem_queued;   /* bytes in TCP's send buffer */
+	int sk_write_pending; /* calls that sleep until it has room */
 	int sk_sndbuf;
 	int sk_rcvbuf;
 	struct socket *sk_socket; /* NULL until it is accepted */

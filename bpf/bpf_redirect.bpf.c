@@ -56,6 +56,18 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
 	return FUSED;
 }
 
+/*
+ * Does this message wake a thread that sleeps in send, for room in TCP's send buffer?
+ * SOCK_NOSPACE then stays set.  If there is room by now, and the thread goes on to recv,
+ * the room that comes later wakes it there (sk_stream_write_space()).  It then answers
+ * EAGAIN, where TCP's would sleep on.  Its peer has not read all that came by TCP.
+ */
+static __always_inline bool wakes_writer(struct tcp_sock *own, struct tcp_sock *peer)
+{
+	return own->rcv_nxt != own->copied_seq && READ(sk_of(peer), sk_write_pending) &&
+	       !never_waits(peer);
+}
+
 /* What is the first that speaks against fusing to this peer? */
 static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings *set,
 					  struct tcp_sock *own, struct tcp_sock *peer,
@@ -71,6 +83,8 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 		return OUTCOME(tcp_guarded);
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
+	if (wakes_writer(own, peer))
+		return OUTCOME(tcp_in_flight);
 	if (tcp_bytes_unread(own, peer) &&
 	    !waits_in_place(msg, own, peer, direction,
 			    backlog_limit(own, peer, direction)))
@@ -299,8 +313,8 @@ static __always_inline void make_whole(struct sk_msg_md *msg, struct tcp_sock *o
 }
 
 /* What a message by TCP means to the reader, who is told in bpf_contrack.bpf.c. */
-static __always_inline void note_reader(struct settings *set, struct direction *direction,
-					u32 outcome)
+static __always_inline void note_reader(struct settings *set, struct tcp_sock *own,
+					struct direction *direction, u32 outcome)
 {
 	struct tcp_sock *peer = direction->peer;
 	u32 found;
@@ -312,7 +326,8 @@ static __always_inline void note_reader(struct settings *set, struct direction *
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
 	/* --careful: one that has not read yet is fused to once it reads plainly. */
 	if ((outcome == OUTCOME(tcp_guarded) && !(set->careful && !marks_of(peer))) ||
-	    several_readers(peer))
+	    several_readers(peer) ||
+	    (wakes_writer(own, peer) && learn_end(own, peer, REASON_RECV_BESIDE_SEND)))
 		direction->leaving = 1;
 }
 
@@ -331,21 +346,6 @@ static __always_inline bool reader_beside(struct tcp_sock *own)
 	       HARMLESS_ONES(waiters_of(address_of(own), SLEEPS_FUSED));
 }
 
-/*
- * An end whose calls block fills TCP's send buffer while much waits for it to read.  It
- * soon sleeps in recv.  The room that comes in its send buffer wakes it there
- * (SOCK_NOSPACE may still be set), and it answers EAGAIN, where TCP's would sleep on.  Of
- * 2,500 connections on which both ends wrote 3.6 MB before they read, 10 did so on a busy
- * machine, and none with this rule.
- */
-static __always_inline bool reads_next(struct tcp_sock *own)
-{
-	struct sock *sk = sk_of(own);
-
-	return 2 * sk->sk_wmem_queued > sk->sk_sndbuf && backlog_of(own) >= BULK_BYTES &&
-	       !never_waits(own);
-}
-
 static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *set,
 					struct tcp_sock *own, u32 outcome)
 {
@@ -353,11 +353,10 @@ static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *
 
 	if (!direction)
 		return;
-	note_reader(set, direction, outcome);
+	note_reader(set, own, direction, outcome);
 	if (!direction->leaving && reader_beside(own) &&
 	    learn(own, REASON_RECV_BESIDE_SEND))
 		direction->leaving = 1;
-	direction->leaving |= reads_next(own);
 	if (!direction->quiet)
 		direction->quiet = quiet(own);
 	direction->outcome = outcome;

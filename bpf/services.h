@@ -43,7 +43,7 @@ enum reason {
 	REASON_SEND_FLAGS,	 /* MSG_OOB */
 	REASON_INTERRUPTED,	 /* a blocking recv answered EAGAIN */
 	REASON_ULP,		 /* TCP_ULP: kTLS */
-	REASON_RECV_BESIDE_SEND, /* bpf_redirect.bpf.c, reader_beside() */
+	REASON_RECV_BESIDE_SEND, /* reader_beside(), wakes_writer() */
 	REASON_MAY_SPLICE,	 /* splicers.h */
 };
 
@@ -86,14 +86,16 @@ struct {
 /* The service that this end's doings concern.  Only the end that connected has a user. */
 static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
 {
-	struct sock_common *common = &sk_of(tp)->__sk_common;
-	struct net *net = common->skc_net.net;
+	struct sock *sk = sk_of(tp);
+	struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	return (struct service){
-		.netns = net->ns.inum,
-		.cookie = bpf_core_field_exists(net->net_cookie) ? net->net_cookie : 0,
-		.port = connected ? bpf_ntohs(common->skc_dport) : common->skc_num,
-		.user = connected ? sk_of(tp)->sk_uid.val : ANYBODY,
+		.netns = READ(net, ns.inum),
+		.cookie = bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie)
+								 : 0,
+		.port = connected ? bpf_ntohs(READ(sk, __sk_common.skc_dport))
+				  : READ(sk, __sk_common.skc_num),
+		.user = connected ? READ(sk, sk_uid.val) : ANYBODY,
 	};
 }
 
@@ -116,20 +118,28 @@ static __always_inline void note_reason(struct service *service, u16 reason)
 }
 
 /*
- * Its service takes TCP from the next connection on; only with this user if the end is
- * the client's.  The key under which the socket is stored tells which end it is; false:
- * it is in no map.
+ * The service of an end, own or its peer, takes TCP from the next connection on; only
+ * with this user if that end is the client's.  The key under which own is stored tells
+ * which it is; false: it is in no map.
  */
-static __always_inline bool learn(struct tcp_sock *tp, u16 reason)
+static __always_inline bool learn_end(struct tcp_sock *own, struct tcp_sock *end,
+				      u16 reason)
 {
 	struct service service;
 	struct pair_key stored;
+	bool connected;
 
-	if (!stored_key(tp, &stored))
+	if (!stored_key(own, &stored))
 		return false;
-	service = service_of(tp, stored.sender_isn == own_key(tp, true).sender_isn);
+	connected = stored.sender_isn == own_key(own, true).sender_isn;
+	service = service_of(end, connected == (end == own));
 	note_reason(&service, reason);
 	return true;
+}
+
+static __always_inline bool learn(struct tcp_sock *tp, u16 reason)
+{
+	return learn_end(tp, tp, reason);
 }
 
 /* Service: on the stack, as the map hashes it first and copies it later. */

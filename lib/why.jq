@@ -33,7 +33,7 @@ def explanations: {
   send_flags: "its service sends with MSG_OOB, which only TCP serves",
   interrupted: "a recv of its service was interrupted and answered EAGAIN",
   ulp: "its service uses kTLS",
-  recv_beside_send: "a thread of its service sleeps in recv while another fills the send buffer",
+  recv_beside_send: "one end fills its send buffer while the other sends, or while a thread of it sleeps in recv",
   no_gain: "the last connections of its user to its service gained nothing; load.sh --port has a service fused always",
   may_splice: "one of its programs may splice; see the list splicers"
 };

@@ -80,7 +80,7 @@ stalled_reader() {
 }
 
 # TCP takes 4.3 MB, and each is 3.6 MB ahead of the other at the most.
-@test "two ends that each write before they read go on, as with TCP, and leave the map" {
+@test "two ends that each write before they read go on, as with TCP" {
   local chunks
   sysctl -q net.ipv4.tcp_rmem="4096 131072 6291456" net.ipv4.tcp_wmem="4096 16384 4194304"
   load
@@ -93,7 +93,6 @@ stalled_reader() {
     done
   done
   (($(counter tcp_backlog_bytes) > 0))
-  (($(counter ends_unfused) > 0))
 }
 
 @test "tcp_mem at 2,000 pages more than others use: no send fails" {

@@ -1445,6 +1445,80 @@ static int run_beside(char **args)
 }
 
 /*
+ * pipelined CONNECTIONS: to one service, one after the other.  The client is one thread:
+ * it sends 12 MB, and then it waits for all answers, 5 bytes for each 100 KB.  The
+ * service pauses now and then, so that the client fills TCP's send buffer.  Prints on how
+ * many connections recv failed, and the last of them.
+ */
+#define PIPELINED_BYTES 12000000
+#define PIPELINED_ANSWERED 100000
+
+static void pipelined_service(int listener, int connections)
+{
+	static unsigned char buffer[65536];
+
+	for (int i = 0; i < connections; i++) {
+		int fd = accept(listener, NULL, NULL), answers = 0;
+
+		for (uint64_t got = 0; got < PIPELINED_BYTES;) {
+			ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
+
+			if (n <= 0)
+				fail("the service's recv returned %zd", n);
+			check_bytes(buffer, 1, got, n);
+			got += n;
+			if (random_below(8) == 0)
+				usleep(random_below(3000));
+			for (; answers < (int)(got / PIPELINED_ANSWERED); answers++)
+				send_all(fd, bytes_at(2, 5 * answers), 5);
+		}
+		close(fd);
+	}
+	_exit(0);
+}
+
+/* Returns whether a recv answered EAGAIN. */
+static bool pipelined_client(int port)
+{
+	unsigned char buffer[5 * PIPELINED_BYTES / PIPELINED_ANSWERED];
+	int fd = connect_from(0, "127.0.0.1", port);
+	bool failed = false;
+
+	for (uint64_t sent = 0; sent < PIPELINED_BYTES; sent += 50000)
+		send_all(fd, bytes_at(1, sent), 50000);
+	for (size_t got = 0; got < sizeof(buffer);) {
+		ssize_t n = recv(fd, buffer + got, sizeof(buffer) - got, 0);
+
+		if (n == 0 || (n < 0 && errno != EAGAIN))
+			fail("recv returned %zd", n);
+		failed |= n < 0;
+		got += n > 0 ? n : 0;
+	}
+	check_bytes(buffer, 2, 0, sizeof(buffer));
+	close(fd);
+	return failed;
+}
+
+static int run_pipelined(char **args)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port), failed = 0, last = 0;
+	int connections = atoi(args[0]);
+	pid_t service = fork();
+
+	if (!service)
+		pipelined_service(listener, connections);
+	for (int i = 1; i <= connections; i++) {
+		if (!pipelined_client(port))
+			continue;
+		failed++;
+		last = i;
+	}
+	reap(service);
+	printf("failed=%d last=%d\n", failed, last);
+	return 0;
+}
+
+/*
  * early: a reader goes to sleep before its connection is established, since the
  * accept queue is full (the SYN is sent again a second later); what the other end sends
  * reaches it.
@@ -2461,6 +2535,8 @@ int main(int argc, char **argv)
 		return run_shutdown();
 	if (argc == 2 && !strcmp(argv[1], "early"))
 		return run_early();
+	if (argc == 3 && !strcmp(argv[1], "pipelined"))
+		return run_pipelined(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "beside"))
 		return run_beside(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "busy"))

@@ -221,6 +221,14 @@ happen cannot be spared. Both of its ends leave the map, and the service's next 
 plain TCP (\`status.sh\` shows \`recv_beside_send\` beside its port); where the client has the two
 threads, only those of its user are. Of 4 such connections one after the other, the first failed.
 
+A single thread can meet it, too: a client that sends requests of some MB without reading the
+answers. Its send sleeps for room, and an answer wakes it there. Once its last request fits, it
+waits in recv, where the room that comes later wakes it. So where a message comes to an end that
+sleeps in send, the connection leaves the map in the same way, and the service's next connections
+are plain TCP. Of 60 first connections each with requests of 30 to 40 MB to a server that pauses, 0
+answered \`EAGAIN\` once where 100 KB have an answer, and 9 where 1 MB has one (without the rule 29
+and 36). No byte is lost, and the next recv goes on.
+
 ## Several threads that read one socket
 
 A message wakes every thread that sleeps in recv on the socket. One thread takes it. A thread that
