@@ -191,6 +191,45 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 }
 
 /*
+ * shutdown(SHUT_WR).  A thread that then sleeps in recv is woken by the acknowledgement
+ * of the FIN (tcp_rcv_state_process()), and in the map it would answer EAGAIN, where
+ * TCP's sleeps on.  Until this returns, nobody can go to sleep there, as the lock is
+ * held.  So an end whose calls wait takes itself out now, if nothing fused waits for it
+ * and nothing_comes().
+ */
+static __always_inline void leave_half_closed(struct tcp_sock *tp)
+{
+	struct pair_key key;
+	u64 peer = peer_of(tp);
+
+	if (never_waits(tp) || sk_of(tp)->sk_shutdown & RCV_SHUTDOWN ||
+	    !no_fused_bytes(psock_of(tp)) || peer == PEER_UNKNOWN ||
+	    (peer != NO_PEER && !nothing_comes(peer)) || !stored_key(tp, &key))
+		return;
+	bpf_map_delete_elem(&fuse_sealed, &key);
+	if (!bpf_map_delete_elem(&sock_ops_map, &key))
+		COUNT(ends_unfused);
+	forget_marks(tp);
+}
+
+/*
+ * This end half-closes (TCP_FIN_WAIT1), or its FIN has been acknowledged (TCP_FIN_WAIT2).
+ * Either wakes who sleeps in recv by now, which answers EAGAIN.  That cannot be helped,
+ * but the service's next connections are plain TCP.
+ */
+static __always_inline void half_closes(struct bpf_sock_ops *skops)
+{
+	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+
+	if (!tp || !in_map(tp))
+		return;
+	if (HARMLESS_ONES(waiters_of(address_of(tp), SLEEPS_FUSED)))
+		learn(tp, REASON_INTERRUPTED);
+	if (skops->args[1] == BPF_TCP_FIN_WAIT1)
+		leave_half_closed(tp);
+}
+
+/*
  * A socket that is out of the map needs the callback no more, and pays for it with each
  * call of sendmsg() (tcp_current_mss()).  Its flag is one for all sockops programs of the
  * host, so it stays where another one had set it.
@@ -248,6 +287,9 @@ int bpf_sockops(struct bpf_sock_ops *skops)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (skops->args[1] == BPF_TCP_CLOSE)
 			closed(skops);
+		else if (skops->args[1] == BPF_TCP_FIN_WAIT1 ||
+			 skops->args[1] == BPF_TCP_FIN_WAIT2)
+			half_closes(skops);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		before_segment(skops);

@@ -77,13 +77,15 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 
 	if (READ(peer, inet_conn.icsk_ulp_ops) || is_shared(peer))
 		return OUTCOME(tcp_socket_state);
+	if (half_closed(peer) && !never_waits(peer))
+		return OUTCOME(tcp_peer_unknown); /* it leaves the map */
 	if (reader_wants_tcp(peer) || kernel_reads(peer) || reader_maps(peer))
 		return OUTCOME(tcp_socket_option);
 	if (reader_guarded(set, peer))
 		return OUTCOME(tcp_guarded);
 	if (much_of_a_file(msg->size) && !seam_ahead(peer))
 		return OUTCOME(tcp_sendfile);
-	if (wakes_writer(own, peer))
+	if (wakes_writer(own, peer) && !seam_ahead(peer))
 		return OUTCOME(tcp_in_flight);
 	if (tcp_bytes_unread(own, peer) &&
 	    !waits_in_place(msg, own, peer, direction,
@@ -326,8 +328,8 @@ static __always_inline void note_reader(struct settings *set, struct tcp_sock *o
 		direction->seam |= !!(found & (WAITER_EDGE | WAITER_LATER));
 	/* --careful: one that has not read yet is fused to once it reads plainly. */
 	if ((outcome == OUTCOME(tcp_guarded) && !(set->careful && !marks_of(peer))) ||
-	    several_readers(peer) ||
-	    (wakes_writer(own, peer) && learn_end(own, peer, REASON_RECV_BESIDE_SEND)))
+	    (wakes_writer(own, peer) && learn_pair(own, peer, REASON_RECV_BESIDE_SEND)) ||
+	    several_readers(peer))
 		direction->leaving = 1;
 }
 

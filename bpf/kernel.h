@@ -16,6 +16,7 @@
 #define TCP_ESTABLISHED 1
 #define IPPROTO_TCP 6
 #define SOL_TCP 6
+#define SEND_SHUTDOWN 2
 #define O_NONBLOCK 04000 /* of all but alpha, mips, parisc and sparc */
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -95,6 +96,12 @@ static __always_inline struct sk_psock *psock_of(struct tcp_sock *tp)
 static __always_inline bool is_out(struct tcp_sock *tp)
 {
 	return !psock_of(tp);
+}
+
+/* Has it called shutdown(SHUT_WR)? */
+static __always_inline bool half_closed(struct tcp_sock *tp)
+{
+	return READ(sk_of(tp), sk_shutdown) & SEND_SHUTDOWN;
 }
 
 /* Nothing fused waits for the reader of this psock, which may be NULL. */

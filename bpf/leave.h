@@ -17,11 +17,14 @@
  *    under way: what it delivered to A was delivered under A's lock, before this.  Nor
  *    will there be one, since B is out.  A's fused queue is empty.  A takes itself out.
  *
+ * An end that half-closes has no more to send.  It leaves at once, without these steps,
+ * if nothing_comes().
+ *
  * An end that has closed has no psock, either: to the other that is as good as 3.  So is
  * one that never entered the map (direction->alone): nothing fused comes from it.  Who
  * has acknowledged or sent a byte after the handshake is past the callback in which it
  * would have entered, so an end that is not in the map then never will be, but by
- * adoption (is_alone() here, peer_in_map() in seam.h).
+ * adoption (is_alone() here, peer_of() in seam.h).
  *
  * What is read of the other end: each reads the other's queue, but for step 3, only so
  * that no TCP byte gets behind a fused one of an edge-triggered reader; a stale answer
@@ -33,6 +36,9 @@
 
 #include "maps.h"
 #include "waiters.h"
+
+#define QUIET_WAIT_NS 100000 /* a reader copies 64 KB in some 5 us */
+#define QUIET_LOOKS 1000
 
 /* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
 static __always_inline bool is_leaving(struct direction *direction)
@@ -72,6 +78,38 @@ static __always_inline bool quiet(struct tcp_sock *own)
 static __always_inline bool nobody_inside(struct tcp_sock *tp)
 {
 	return references(psock_of(tp)) == 1 && in_map(tp);
+}
+
+/*
+ * Is no message of the peer under way to this end, and will there be none?  This runs
+ * under this end's lock, after shutdown(2) has set SEND_SHUTDOWN.  Who sends at the peer
+ * takes a reference to its psock, and then asks for SEND_SHUTDOWN (half_closed()), both
+ * in this order.  So whoever does not see it is counted here: that is what the barrier is
+ * for.  Besides the map's reference only readers that sleep have one, as in quiet().
+ * Without the peer's lock the queue may change between the looks, so three must agree.
+ * A reader that copies is done soon, so this waits for it.  Global, as waiters_of() is.
+ */
+__noinline bool nothing_comes(u64 address)
+{
+	struct sk_psock *psock = psock_of((void *)address);
+	u64 end = bpf_ktime_get_ns() + QUIET_WAIT_NS;
+	volatile u64 barrier = 0;
+	u32 others, found;
+
+	__sync_fetch_and_add(&barrier, 1);
+	for (int i = 0; psock && i < QUIET_LOOKS; i++) {
+		others = references(psock) - 1;
+		if (!others)
+			return true;
+		found = waiters_of(address, SLEEPS_FUSED);
+		if (others == HARMLESS_ONES(found) && !(found & WAITER_IN_TCP) &&
+		    others == references(psock) - 1 &&
+		    found == waiters_of(address, SLEEPS_FUSED))
+			return true;
+		if (bpf_ktime_get_ns() > end)
+			return false;
+	}
+	return !psock;
 }
 
 /* Step 1 */

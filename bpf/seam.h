@@ -20,6 +20,8 @@
 #define PROBES 127	    /* that may go unanswered, the most there can be */
 #define PROBING_NS NS_PER_S /* for which an end probes at least, until it is mended */
 #define BUCKET_MAX 64	    /* elements of a sockhash's bucket, which has two or so */
+#define NO_PEER 0
+#define PEER_UNKNOWN 1
 
 static __always_inline void set_option(struct bpf_sock_ops *skops, int level, int option,
 				       int value)
@@ -118,13 +120,14 @@ static __always_inline u32 hash_of_key(struct pair_key *key)
 }
 
 /*
- * Is the peer of an end that is in the map there, too?  A sockops program may not look a
- * socket up, so this walks through the bucket as sock_hash_lookup_elem_raw() does, under
- * the same RCU lock: what was there before and stays there is found.  The element of this
- * end tells the hash that the kernel computed of its key; where ours differs, or the
- * bucket is full, the answer is yes, which is as if nobody had asked.
+ * The address of the peer of an end that is in the map, NO_PEER if the peer is not there,
+ * or PEER_UNKNOWN.  A sockops program may not look a socket up, so this walks through the
+ * bucket as sock_hash_lookup_elem_raw() does, under the same RCU lock: what was there
+ * before and stays there is found.  The element of this end tells the hash that the
+ * kernel computed of its key; where ours differs, or the bucket is full, the answer is
+ * PEER_UNKNOWN.
  */
-static __noinline bool peer_in_map(struct tcp_sock *tp)
+static __noinline u64 peer_of(struct tcp_sock *tp)
 {
 	struct sk_psock *psock = psock_of(tp);
 	struct bpf_shtab_elem *elem;
@@ -136,11 +139,11 @@ static __noinline bool peer_in_map(struct tcp_sock *tp)
 	u32 hash;
 
 	if (!in_map(tp) || !stored_key(tp, &key))
-		return true;
+		return PEER_UNKNOWN;
 	link = link_of(psock);
 	elem = READ(link, link_raw);
 	if (READ(elem, hash) != hash_of_key(&key) || !peer_key(tp, &key))
-		return true;
+		return PEER_UNKNOWN;
 	table = CONTAINER(READ(link, map), struct bpf_shtab, map);
 	hash = hash_of_key(&key);
 	bucket = (u64)READ(table, buckets) +
@@ -151,12 +154,12 @@ static __noinline bool peer_in_map(struct tcp_sock *tp)
 		elem = CONTAINER(node, struct bpf_shtab_elem, node);
 		if (i == BUCKET_MAX ||
 		    bpf_probe_read_kernel(&other, sizeof(other), &elem->key))
-			return true;
+			return PEER_UNKNOWN;
 		if (other.netns == key.netns && other.sender_isn == key.sender_isn &&
 		    other.peer_isn == key.peer_isn)
-			return true;
+			return address_of(READ(elem, sk));
 	}
-	return false;
+	return NO_PEER;
 }
 
 /*
@@ -181,7 +184,7 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 	/* With a SYN's data (TCP Fast Open), or adopted, the peer may be on its way. */
 	if (direction && !direction->paired && !direction->adopted &&
 	    sk_of(tp)->__sk_common.skc_state != TCP_SYN_RECV) {
-		direction->paired = peer_in_map(tp);
+		direction->paired = peer_of(tp) != NO_PEER;
 		direction->alone |= !direction->paired;
 	}
 	leave(set, tp, direction, found & WAITER_EDGE);

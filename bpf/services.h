@@ -117,29 +117,46 @@ static __always_inline void note_reason(struct service *service, u16 reason)
 	bpf_map_lookup_elem(&fuse_services, service); /* it is used */
 }
 
+/* Is this the end that connected?  The key under which it is stored tells. */
+static __always_inline bool stored_as_connected(struct tcp_sock *tp,
+						struct pair_key *stored)
+{
+	return stored->sender_isn == own_key(tp, true).sender_isn;
+}
+
 /*
- * The service of an end, own or its peer, takes TCP from the next connection on; only
- * with this user if that end is the client's.  The key under which own is stored tells
- * which it is; false: it is in no map.
+ * Its service takes TCP from the next connection on; only with this user if the end is
+ * the client's.  False: it is in no map.
  */
-static __always_inline bool learn_end(struct tcp_sock *own, struct tcp_sock *end,
-				      u16 reason)
+static __always_inline bool learn(struct tcp_sock *tp, u16 reason)
 {
 	struct service service;
 	struct pair_key stored;
-	bool connected;
 
-	if (!stored_key(own, &stored))
+	if (!stored_key(tp, &stored))
 		return false;
-	connected = stored.sender_isn == own_key(own, true).sender_isn;
-	service = service_of(end, connected == (end == own));
+	service = service_of(tp, stored_as_connected(tp, &stored));
 	note_reason(&service, reason);
 	return true;
 }
 
-static __always_inline bool learn(struct tcp_sock *tp, u16 reason)
+/*
+ * What both ends of a connection do together concerns its client's user alone.  False:
+ * one is in no map, or what was kept as the peer's address is another's by now.
+ */
+static __always_inline bool learn_pair(struct tcp_sock *own, struct tcp_sock *peer,
+				       u16 reason)
 {
-	return learn_end(tp, tp, reason);
+	struct pair_key stored, peers, wanted;
+	struct service service;
+
+	if (!stored_key(own, &stored) || !stored_key(peer, &peers) ||
+	    !peer_key(own, &wanted) || peers.netns != wanted.netns ||
+	    peers.sender_isn != wanted.sender_isn || peers.peer_isn != wanted.peer_isn)
+		return false;
+	service = service_of(stored_as_connected(own, &stored) ? own : peer, true);
+	note_reason(&service, reason);
+	return true;
 }
 
 /* Service: on the stack, as the map hashes it first and copies it later. */

@@ -38,6 +38,10 @@ as_on_tcp() {
   as_on_tcp closing_peer
 }
 
+@test "a message that meets the peer's half close arrives" {
+  as_on_tcp half_close
+}
+
 @test "a message that is under way while both ends are to leave the map arrives" {
   as_on_tcp under_way
 }

@@ -81,7 +81,7 @@ stalled_reader() {
 
 # TCP takes 4.3 MB, and each is 3.6 MB ahead of the other at the most.
 @test "two ends that each write before they read go on, as with TCP" {
-  local chunks
+  local chunks woken=0
   sysctl -q net.ipv4.tcp_rmem="4096 131072 6291456" net.ipv4.tcp_wmem="4096 16384 4194304"
   load
   for chunks in "1800000 2 30" "1200000 3 30" "900000 4 30" "400000 9 30"; do
@@ -89,9 +89,15 @@ stalled_reader() {
       # shellcheck disable=SC2086 # words
       run "$TRAFFIC" ahead $chunks
       echo "$chunks: $output; $(counters)"
-      [ "$output" = "rounds=30" ]
+      # Not blocked, but woken by room in its send buffer: docs/semantics.md, "A single thread"
+      if [[ $output == "recv returned -1 "*"(Resource temporarily unavailable)" ]]; then
+        woken=$((woken + 1))
+      else
+        [ "$output" = "rounds=30" ]
+      fi
     done
   done
+  ((woken <= 2)) # of 12; of 750 it was 3
   (($(counter tcp_backlog_bytes) > 0))
 }
 

@@ -163,7 +163,7 @@ assert_moved() {
   local before
   load
   before=$(fallbacks)
-  "$TRAFFIC" shutdown
+  "$TRAFFIC" shutdown 1
   assert_moved "$before" socket_state=1
 }
 

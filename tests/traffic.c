@@ -1556,13 +1556,18 @@ static int run_early(void)
 	return 0;
 }
 
-/* shutdown: what is sent after shutdown(SHUT_WR) fails as it does with TCP. */
-static int run_shutdown(void)
+/*
+ * shutdown POLLS: what is sent after shutdown(SHUT_WR) fails as it does with TCP.  POLLS
+ * 1: that end is O_NONBLOCK.
+ */
+static int run_shutdown(char **args)
 {
 	unsigned char buffer[1000];
 	int pair[2];
 
 	make_pair(pair);
+	if (atoi(args[0]))
+		fcntl(pair[0], F_SETFL, O_NONBLOCK);
 	send_all(pair[0], bytes_at(1, 0), 1000);
 	if (shutdown(pair[0], SHUT_WR))
 		fail("shutdown");
@@ -1577,6 +1582,91 @@ static int run_shutdown(void)
 	recv_all(pair[0], buffer, 1000);
 	check_bytes(buffer, 2, 0, 1000);
 	printf("half_closed=1\n");
+	return 0;
+}
+
+/*
+ * half_close CONNECTIONS BYTES SLEEPS: to one service, one after the other.  The client
+ * sends BYTES, calls shutdown(SHUT_WR) and waits in recv for the answer; if SLEEPS is 1,
+ * a thread of it waits there from the start.  The service answers 100 ms after the end of
+ * the stream, long after the FIN has been acknowledged.  Prints on how many connections
+ * recv failed, and the last of them.
+ */
+#define HALF_CLOSE_ANSWER 1000
+
+static void half_close_service(int listener, int connections)
+{
+	static unsigned char buffer[65536];
+
+	for (int i = 0; i < connections; i++) {
+		int fd = accept(listener, NULL, NULL);
+		uint64_t got = 0;
+		ssize_t n;
+
+		for (; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0; got += n) {
+			check_bytes(buffer, 1, got, n);
+			usleep(n == sizeof(buffer) ? 300 : 0);
+		}
+		if (n < 0)
+			fail("the service's recv");
+		usleep(100000);
+		send_all(fd, bytes_at(2, 0), HALF_CLOSE_ANSWER);
+		close(fd);
+	}
+	_exit(0);
+}
+
+/* Returns its argument if a recv answered EAGAIN, else NULL. */
+static void *half_close_reader(void *argument)
+{
+	unsigned char buffer[HALF_CLOSE_ANSWER];
+	int fd = *(int *)argument;
+	void *failed = NULL;
+	ssize_t n;
+
+	for (size_t got = 0; got<sizeof(buffer); got += n> 0 ? n : 0) {
+		n = recv(fd, buffer + got, sizeof(buffer) - got, 0);
+		if (n == 0 || (n < 0 && errno != EAGAIN))
+			fail("recv returned %zd", n);
+		if (n < 0)
+			failed = argument;
+	}
+	check_bytes(buffer, 2, 0, sizeof(buffer));
+	return failed;
+}
+
+static int run_half_close(char **args)
+{
+	int port = 0, listener = listen_on("127.0.0.1", &port), failed = 0, last = 0;
+	int connections = atoi(args[0]), bytes = atoi(args[1]), sleeps = atoi(args[2]);
+	pid_t service = fork();
+
+	if (!service)
+		half_close_service(listener, connections);
+	for (int i = 1; i <= connections; i++) {
+		int fd = connect_from(0, "127.0.0.1", port);
+		pthread_t reader;
+		void *again;
+
+		if (sleeps) {
+			pthread_create(&reader, NULL, half_close_reader, &fd);
+			usleep(50000);
+		}
+		for (int sent = 0, n; sent < bytes; sent += n) {
+			n = bytes - sent < 50000 ? bytes - sent : 50000;
+			send_all(fd, bytes_at(1, sent), n);
+		}
+		shutdown(fd, SHUT_WR);
+		if (sleeps)
+			pthread_join(reader, &again);
+		else
+			again = half_close_reader(&fd);
+		failed += !!again;
+		last = again ? i : last;
+		close(fd);
+	}
+	reap(service);
+	printf("failed=%d last=%d\n", failed, last);
 	return 0;
 }
 
@@ -2531,8 +2621,10 @@ int main(int argc, char **argv)
 		return run_mptcp();
 	if (argc == 2 && !strcmp(argv[1], "repair"))
 		return run_repair();
-	if (argc == 2 && !strcmp(argv[1], "shutdown"))
-		return run_shutdown();
+	if (argc == 3 && !strcmp(argv[1], "shutdown"))
+		return run_shutdown(argv + 2);
+	if (argc == 5 && !strcmp(argv[1], "half_close"))
+		return run_half_close(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "early"))
 		return run_early();
 	if (argc == 3 && !strcmp(argv[1], "pipelined"))

@@ -30,6 +30,7 @@ static const struct {
 	{ "leaving_map", leaving_map },
 	{ "leaving_map_lowat", leaving_map_lowat },
 	{ "closing_peer", closing_peer },
+	{ "half_close", half_close },
 	{ "under_way", under_way },
 	{ "uring_seam", uring_seam },
 	{ "sigio", sigio },

@@ -123,6 +123,7 @@ void refused_connect(void);
 void leaving_map(void);
 void leaving_map_lowat(void);
 void closing_peer(void);
+void half_close(void);
 void under_way(void);
 void uring_seam(void);
 void sigio(void);

@@ -276,6 +276,68 @@ void closing_peer(void)
 }
 
 /*
+ * B answers while A half-closes.  A's calls wait, so it leaves the map then, and a
+ * message of B may be under way to it.  Each round has a service of its own, as those of
+ * which this was seen once are plain TCP.
+ */
+static void b_answers(void *argument)
+{
+	struct moment *m = argument;
+
+	for (int i = 0; i < 6; i++)
+		send_flow(m->b, &m->ba, m->size, &m->w);
+}
+
+static void a_half_closes(void *argument)
+{
+	struct moment *m = argument;
+
+	if (shutdown(m->a, SHUT_WR))
+		failed("shutdown");
+}
+
+void half_close(void)
+{
+	static struct moment m;
+	struct dice dice = dice_of(0);
+
+	start_watching();
+	start_partner();
+	for (; running(); counts->rounds++) {
+		unsigned char rest;
+		struct sockaddr_in name;
+		int listener = make_listener(&name);
+
+		m.a = socket(AF_INET, SOCK_STREAM, 0);
+		if (connect(m.a, (void *)&name, sizeof(name)))
+			failed("connect");
+		m.b = accept(listener, NULL, NULL);
+		close(listener);
+		m.size = one_in(&dice, 2) ? 1 + below(&dice, 2000)
+					  : 1 + below(&dice, 65000);
+		start_flow(&m.ab);
+		start_flow(&m.ba);
+		watch(&m.w, "half_close", m.a, m.b);
+		send_flow(m.a, &m.ab, m.size, &m.w);
+		if (one_in(&dice, 2))
+			read_flow(m.b, &m.ab, m.ab.sent, &m.w);
+		run_parts(b_answers, a_half_closes, &m,
+			  (long)below(&dice, SPAN_NS) - SPAN_NS / 2);
+		read_flow(m.a, &m.ba, m.ba.sent, &m.w);
+		read_flow(m.b, &m.ab, m.ab.sent, &m.w);
+		if (!m.w.broken && recv(m.b, &rest, 1, 0))
+			failed("no end of the stream after a half close");
+		unwatch(&m.w);
+		if (!m.w.broken) {
+			settle(&m.ab);
+			settle(&m.ba);
+		}
+		close(m.a);
+		close(m.b);
+	}
+}
+
+/*
  * A message of A is under way, and waits for B's lock, while another thread of A sends
  * by TCP what makes both ends leave the map.  B has the lock because it sends a page
  * that is not there yet (userfaultfd).  When the page comes, B's lock goes first to the

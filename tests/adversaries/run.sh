@@ -10,7 +10,7 @@ set -euo pipefail
 # shellcheck source=tests/helpers.bash
 . "$(dirname "$(readlink -f "$0")")/../helpers.bash"
 
-ALL=(refused_connect leaving_map leaving_map_lowat closing_peer under_way uring_seam sigio
+ALL=(refused_connect leaving_map leaving_map_lowat closing_peer half_close under_way uring_seam sigio
   nested_epoll zerocopy_receive two_readers woken_reader thread_pairs acks_elsewhere schedule)
 FAULTS=(lost reordered failed hung)
 

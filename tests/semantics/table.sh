@@ -170,10 +170,8 @@ Cilium's L7 policy). Such a socket is never fused, so the other program's verdic
 A thread that sleeps in recv on a socket of the map answers \`EAGAIN\` when it is woken and no byte is
 there (\`recv_interrupted\`). By TCP it sleeps on. These wake it: SIGSTOP and SIGCONT, Ctrl-Z and fg,
 strace or a debugger that attaches, a cgroup that is frozen and thawed (\`docker pause\`), and a
-signal that the program handles. After \`shutdown(SHUT_WR)\` the acknowledgment of the FIN can wake
-it, too, if the thread sleeps already when it comes (seen once between two namespaces). No byte is
-lost; the next recv returns what comes. But a program that takes the error for the end of the
-connection does not ask again.
+signal that the program handles. No byte is lost; the next recv returns what comes. But a program
+that takes the error for the end of the connection does not ask again.
 
 Clients that waited for an answer, and servers that waited for a request or the rest of one, were
 interrupted once: by SIGSTOP and SIGCONT, by a frozen cgroup, and by strace (Debian 12's packages,
@@ -211,6 +209,18 @@ To leave such a service out, take the first of these that fits:
 happens in the map and may fail (\`recv_interrupted\`, column *careful*). Readers with \`SO_RCVTIMEO\`
 get an error either way: \`EINTR\` by TCP, \`EAGAIN\` when fused, which looks like the timeout. From
 these the guard does not learn.
+
+## Half-closed connections
+
+After \`shutdown(SHUT_WR)\` the acknowledgment of the FIN wakes a thread that waits in recv; by TCP it
+sleeps on. So an end whose calls block leaves the map when it half-closes, and the answer comes by
+TCP. An end that is \`O_NONBLOCK\` stays.
+
+It cannot leave while fused bytes wait for it, or while a message may be under way to it. And if a
+thread sleeps in recv already while another half-closes, as in a relay with a thread for each
+direction, that thread answers \`EAGAIN\` at once. Once a thread has answered it, the service's next
+connections are plain TCP (\`interrupted\` in \`status.sh\`); where the client half-closed, only those
+of its user are.
 
 ## A thread that reads while another sends
 
