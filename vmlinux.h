@@ -196,6 +196,7 @@ struct file {
 struct sock;
 
 struct socket {
+	unsigned long flags; /* SOCK_NOSPACE */
 	struct file *file;
 	struct sock *sk;
 };

@@ -15,6 +15,7 @@
 #include "seam.h"
 
 #define E2BIG 7
+#define SOCK_NOSPACE (1 << 2) /* linux/net.h */
 
 /*
  * Keeps what can be seen only now: how often the socket was disconnected before, for
@@ -244,6 +245,20 @@ static __always_inline void stop_calling(struct bpf_sock_ops *skops,
 					  flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
+/*
+ * What is acknowledged soon makes room in TCP's send buffer, and that wakes who sleeps in
+ * recv by now (SOCK_NOSPACE), which answers EAGAIN.  It cannot be helped here.
+ * wakes_writer() sees what comes from a send that slept.  This sees the rest: a send with
+ * MSG_DONTWAIT or a poll() found no room, and then a recv blocks.
+ */
+static __always_inline bool room_wakes_reader(struct tcp_sock *tp)
+{
+	struct socket *socket = READ(sk_of(tp), sk_socket);
+
+	return READ(socket, flags) & SOCK_NOSPACE && !never_waits(tp) && in_map(tp) &&
+	       HARMLESS_ONES(waiters_of(address_of(tp), SLEEPS_FUSED));
+}
+
 /* Before each segment of an end that was tracked, under its lock. */
 static __always_inline void before_segment(struct bpf_sock_ops *skops)
 {
@@ -256,6 +271,8 @@ static __always_inline void before_segment(struct bpf_sock_ops *skops)
 	if (!tp || !set)
 		return;
 	leave_if_alone(tp);
+	if (room_wakes_reader(tp))
+		learn(tp, REASON_RECV_BESIDE_SEND);
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
 	if (direction && direction->peer) {
 		if (direction->seam)

@@ -1445,10 +1445,11 @@ static int run_beside(char **args)
 }
 
 /*
- * pipelined CONNECTIONS: to one service, one after the other.  The client is one thread:
- * it sends 12 MB, and then it waits for all answers, 5 bytes for each 100 KB.  The
- * service pauses now and then, so that the client fills TCP's send buffer.  Prints on how
- * many connections recv failed, and the last of them.
+ * pipelined CONNECTIONS DONTWAIT: to one service, one after the other.  The client is one
+ * thread: it sends 12 MB (if DONTWAIT is 1, with MSG_DONTWAIT, again and again), and then
+ * it waits for all answers, 5 bytes for each 100 KB.  The service pauses now and then, so
+ * that the client fills TCP's send buffer.  Prints on how many connections recv failed,
+ * and the last of them.
  */
 #define PIPELINED_BYTES 12000000
 #define PIPELINED_ANSWERED 100000
@@ -1478,14 +1479,23 @@ static void pipelined_service(int listener, int connections)
 }
 
 /* Returns whether a recv answered EAGAIN. */
-static bool pipelined_client(int port)
+static bool pipelined_client(int port, int flags)
 {
 	unsigned char buffer[5 * PIPELINED_BYTES / PIPELINED_ANSWERED];
 	int fd = connect_from(0, "127.0.0.1", port);
 	bool failed = false;
 
-	for (uint64_t sent = 0; sent < PIPELINED_BYTES; sent += 50000)
-		send_all(fd, bytes_at(1, sent), 50000);
+	for (uint64_t sent = 0; sent < PIPELINED_BYTES;) {
+		size_t most =
+			PIPELINED_BYTES - sent < 50000 ? PIPELINED_BYTES - sent : 50000;
+		ssize_t n = send(fd, bytes_at(1, sent), most, flags | MSG_NOSIGNAL);
+
+		if (n < 0 && errno != EAGAIN)
+			fail("send after %llu bytes", (unsigned long long)sent);
+		sent += n > 0 ? n : 0;
+		if (n < 0)
+			usleep(1000);
+	}
 	for (size_t got = 0; got < sizeof(buffer);) {
 		ssize_t n = recv(fd, buffer + got, sizeof(buffer) - got, 0);
 
@@ -1502,13 +1512,13 @@ static bool pipelined_client(int port)
 static int run_pipelined(char **args)
 {
 	int port = 0, listener = listen_on("127.0.0.1", &port), failed = 0, last = 0;
-	int connections = atoi(args[0]);
+	int connections = atoi(args[0]), flags = atoi(args[1]) ? MSG_DONTWAIT : 0;
 	pid_t service = fork();
 
 	if (!service)
 		pipelined_service(listener, connections);
 	for (int i = 1; i <= connections; i++) {
-		if (!pipelined_client(port))
+		if (!pipelined_client(port, flags))
 			continue;
 		failed++;
 		last = i;
@@ -2627,7 +2637,7 @@ int main(int argc, char **argv)
 		return run_half_close(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "early"))
 		return run_early();
-	if (argc == 3 && !strcmp(argv[1], "pipelined"))
+	if (argc == 4 && !strcmp(argv[1], "pipelined"))
 		return run_pipelined(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "beside"))
 		return run_beside(argv + 2);
