@@ -198,14 +198,26 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  * held.  So an end whose calls wait takes itself out now, if nothing fused waits for it
  * and nothing_comes().
  */
-static __always_inline void leave_half_closed(struct tcp_sock *tp)
+static __always_inline void leave_half_closed(struct bpf_sock_ops *skops,
+					      struct tcp_sock *tp, u32 found)
 {
+	struct bpf_sock *sk = skops->sk;
+	struct direction *direction;
 	struct pair_key key;
-	u64 peer = peer_of(tp);
+	u64 peer;
 
-	if (never_waits(tp) || sk_of(tp)->sk_shutdown & RCV_SHUTDOWN ||
-	    !no_fused_bytes(psock_of(tp)) || peer == PEER_UNKNOWN ||
-	    (peer != NO_PEER && !nothing_comes(peer)) || !stored_key(tp, &key))
+	if (!sk || never_waits(tp) || sk_of(tp)->sk_shutdown & RCV_SHUTDOWN ||
+	    !no_fused_bytes(psock_of(tp)) || !stored_key(tp, &key))
+		return;
+	if (references(psock_of(tp)) - 1 != HARMLESS_ONES(found) || found & WAITER_IN_TCP)
+		return; /* another call is inside: it may send, or be on its way to sleep
+			 */
+	peer = peer_of(tp);
+	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
+	if (peer == NO_PEER &&
+	    direction) /* if it left as leave.h says, this end sealed */
+		peer = address_of(direction->peer);
+	if (peer == PEER_UNKNOWN || (peer != NO_PEER && !nothing_comes(peer)))
 		return;
 	bpf_map_delete_elem(&fuse_sealed, &key);
 	if (!bpf_map_delete_elem(&sock_ops_map, &key))
@@ -221,13 +233,15 @@ static __always_inline void leave_half_closed(struct tcp_sock *tp)
 static __always_inline void half_closes(struct bpf_sock_ops *skops)
 {
 	struct tcp_sock *tp = skops->sk ? bpf_skc_to_tcp_sock(skops->sk) : NULL;
+	u32 found;
 
 	if (!tp || !in_map(tp))
 		return;
-	if (HARMLESS_ONES(waiters_of(address_of(tp), SLEEPS_FUSED)))
+	found = waiters_of(address_of(tp), SLEEPS_FUSED);
+	if (HARMLESS_ONES(found))
 		learn(tp, REASON_INTERRUPTED);
 	if (skops->args[1] == BPF_TCP_FIN_WAIT1)
-		leave_half_closed(tp);
+		leave_half_closed(skops, tp, found);
 }
 
 /*

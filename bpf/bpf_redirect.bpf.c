@@ -77,8 +77,11 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 
 	if (READ(peer, inet_conn.icsk_ulp_ops) || is_shared(peer))
 		return OUTCOME(tcp_socket_state);
-	if (half_closed(peer) && !never_waits(peer))
-		return OUTCOME(tcp_peer_unknown); /* it leaves the map */
+	if (half_closed(peer) && !never_waits(peer)) { /* it leaves the map */
+		if (direction && is_out(peer))
+			direction->alone = 1;
+		return OUTCOME(tcp_peer_unknown);
+	}
 	if (reader_wants_tcp(peer) || kernel_reads(peer) || reader_maps(peer))
 		return OUTCOME(tcp_socket_option);
 	if (reader_guarded(set, peer))

@@ -68,6 +68,16 @@ static __always_inline u64 address_of(const void *pointer)
 	return address;
 }
 
+/*
+ * The address, once what was seen has been read.  x86 keeps loads in order anyway; arm64
+ * keeps those whose address comes from the value of one before, as here.
+ */
+static __always_inline u64 after(u64 seen, u64 address)
+{
+	asm volatile("%0 &= 0\n\t%1 += %0" : "+r"(seen), "+r"(address));
+	return address;
+}
+
 /* What bpf_skc_to_tcp_sock() returns can be read like memory of our own. */
 static __always_inline struct sock *sk_of(struct tcp_sock *tp)
 {

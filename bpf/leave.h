@@ -38,7 +38,7 @@
 #include "waiters.h"
 
 #define QUIET_WAIT_NS 100000 /* a reader copies 64 KB in some 5 us */
-#define QUIET_LOOKS 1000
+#define QUIET_LOOKS 1500
 
 /* To leave the map it goes by TCP, but not into the seam behind fused bytes. */
 static __always_inline bool is_leaving(struct direction *direction)
@@ -81,35 +81,59 @@ static __always_inline bool nobody_inside(struct tcp_sock *tp)
 }
 
 /*
- * Is no message of the peer under way to this end, and will there be none?  This runs
- * under this end's lock, after shutdown(2) has set SEND_SHUTDOWN.  Who sends at the peer
- * takes a reference to its psock, and then asks for SEND_SHUTDOWN (half_closed()), both
- * in this order.  So whoever does not see it is counted here: that is what the barrier is
- * for.  Besides the map's reference only readers that sleep have one, as in quiet().
- * Without the peer's lock the queue may change between the looks, so three must agree.
- * A reader that copies is done soon, so this waits for it.  Global, as waiters_of() is.
+ * Orders what was written before with what is read behind it (Dekker), on arm64, too,
+ * where an atomic addition does not: a bucket's lock is taken, let go of, and taken
+ * again. No socket has this cookie.
  */
+static __always_inline void full_barrier(void)
+{
+	u64 nobody = 0;
+
+	bpf_map_delete_elem(&fuse_marks, &nobody);
+	bpf_map_delete_elem(&fuse_marks, &nobody);
+}
+
+/*
+ * Is no message of the peer under way to this end, and will there be none?  This runs
+ * under this end's lock, after shutdown(2) has set SEND_SHUTDOWN and a full_barrier().
+ * Who sends at the peer takes a reference to its psock first, and then asks for
+ * SEND_SHUTDOWN (half_closed()).  So whoever does not see it is counted here.  Besides
+ * the map's reference only readers that sleep have one, as in quiet().  Without the
+ * peer's lock the queue may change between the looks, so all must agree.  A peer that
+ * leaves the map meanwhile takes the map's reference along, so it must be there after the
+ * count; once it has left, a message may be under way for as long as it has a psock.
+ */
+__noinline bool none_under_way(u64 address)
+{
+	struct tcp_sock *peer = (void *)address;
+	struct sk_psock *psock = psock_of(peer);
+	u32 others, found = 0;
+
+	if (!psock)
+		return true;
+	others = references(psock) - 1;
+	if (others)
+		found = waiters_of(address, SLEEPS_FUSED);
+	if (others != HARMLESS_ONES(found) || found & WAITER_IN_TCP ||
+	    others != references(psock) - 1 ||
+	    (others && found != waiters_of(address, SLEEPS_FUSED)))
+		return false;
+	return in_map((void *)after(others, address));
+}
+
+/* A reader that copies is done soon, so this waits for it. */
 __noinline bool nothing_comes(u64 address)
 {
-	struct sk_psock *psock = psock_of((void *)address);
 	u64 end = bpf_ktime_get_ns() + QUIET_WAIT_NS;
-	volatile u64 barrier = 0;
-	u32 others, found;
 
-	__sync_fetch_and_add(&barrier, 1);
-	for (int i = 0; psock && i < QUIET_LOOKS; i++) {
-		others = references(psock) - 1;
-		if (!others)
-			return true;
-		found = waiters_of(address, SLEEPS_FUSED);
-		if (others == HARMLESS_ONES(found) && !(found & WAITER_IN_TCP) &&
-		    others == references(psock) - 1 &&
-		    found == waiters_of(address, SLEEPS_FUSED))
+	full_barrier();
+	for (int i = 0; i < QUIET_LOOKS; i++) {
+		if (none_under_way(address))
 			return true;
 		if (bpf_ktime_get_ns() > end)
 			return false;
 	}
-	return !psock;
+	return false;
 }
 
 /* Step 1 */

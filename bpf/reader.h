@@ -46,16 +46,6 @@ static __always_inline bool strangers(struct tcp_sock *peer, u32 found)
 }
 
 /*
- * The address, once what was seen has been read.  x86 keeps loads in order anyway; arm64
- * keeps those whose address comes from the value of one before, as here.
- */
-static __always_inline u64 after(u64 seen, u64 address)
-{
-	asm volatile("%0 &= 0\n\t%1 += %0" : "+r"(seen), "+r"(address));
-	return address;
-}
-
-/*
  * A reader that sleeps inside tcp_recvmsg() (MSG_WAITALL, say) never looks at
  * the ingress queue: it would hang, or read newer bytes first.  Entering
  * tcp_recvmsg() takes unread TCP bytes.  There are none now, so such a reader found some

@@ -184,7 +184,7 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 	/* With a SYN's data (TCP Fast Open), or adopted, the peer may be on its way. */
 	if (direction && !direction->paired && !direction->adopted &&
 	    sk_of(tp)->__sk_common.skc_state != TCP_SYN_RECV) {
-		direction->paired = peer_of(tp) != NO_PEER;
+		direction->paired = direction->peer || peer_of(tp) != NO_PEER;
 		direction->alone |= !direction->paired;
 	}
 	leave(set, tp, direction, found & WAITER_EDGE);

@@ -348,6 +348,7 @@ struct under_way {
 	unsigned char *page, *content;
 	long bytes; /* of a page */
 	size_t size;
+	bool half_closes; /* B, before the message gets the lock */
 	struct flow message, file, answer;
 	struct watch w;
 };
@@ -358,6 +359,8 @@ static void *send_page(void *argument)
 
 	if (send(u->b, u->page, u->bytes, MSG_NOSIGNAL) != u->bytes)
 		failed("send of a page");
+	if (u->half_closes)
+		shutdown(u->b, SHUT_WR);
 	return NULL;
 }
 
@@ -439,6 +442,7 @@ static void under_way_round(struct under_way *u, struct dice *dice)
 	u->a = pair[0];
 	u->b = pair[1];
 	u->size = 1 + below(dice, 20000);
+	u->half_closes = one_in(dice, 2);
 	start_flow(&u->message);
 	start_flow(&u->file);
 	start_flow(&u->answer);

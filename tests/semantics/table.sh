@@ -237,7 +237,8 @@ waits in recv, where the room that comes later wakes it. So where a message come
 sleeps in send, the connection leaves the map in the same way, and the service's next connections
 are plain TCP. Of 60 first connections each with requests of 30 to 40 MB to a server that pauses, 0
 answered \`EAGAIN\` once where 100 KB have an answer, and 9 where 1 MB has one (without the rule 29
-and 36). No byte is lost, and the next recv goes on.
+and 36). The same holds where a send with \`MSG_DONTWAIT\` or a poll found no room, and a recv then
+waits. No byte is lost, and the next recv goes on.
 
 ## Several threads that read one socket
 
