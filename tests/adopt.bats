@@ -28,6 +28,7 @@ by_tcp() { jq '[to_entries[] | select(.key | startswith("tcp_")).value] | add' <
   BUSY=$!
   wait_for 30 grep -q connected "$BATS_TEST_TMPDIR/busy"
   load --adopt
+  needs_list
   most_fused() { (($("$here/status.sh" --json 3>&- | jq '[.connections[] | select(.path == "fused")] | length') >= 1900)); } # of 2,000 ends
   wait_for 30 most_fused
   before=$(counters)

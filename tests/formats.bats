@@ -23,6 +23,7 @@ in_root() {
 # which 1,000 bytes wait and a remembered service: on, damaged and off
 told() {
   load "${@:2}"
+  needs_list
   open_steps
   step send 1000
   remember 65534 2
@@ -141,6 +142,7 @@ named() { grep -ohE '\bsockfuse_[a-z_]+' "$@" | sort -u; }
 
 @test "the rules and the dashboard name only metrics that status.sh prints, and docs/operations.md has each" {
   load
+  needs_list
   status --prometheus | sed -n 's/^# TYPE \([^ ]*\) .*/\1/p' | sort >"$BATS_TEST_TMPDIR/printed"
   [ "$(wc -l <"$BATS_TEST_TMPDIR/printed")" -ge 10 ]
   [ "$(named "$here/deploy/prometheus/sockfuse.rules.yml" "$here/deploy/grafana/sockfuse.json" | comm -23 - "$BATS_TEST_TMPDIR/printed")" = "" ]
@@ -164,6 +166,7 @@ named() { grep -ohE '\bsockfuse_[a-z_]+' "$@" | sort -u; }
 @test "in a Prometheus that scrapes status.sh each query of the dashboard has data, and each rule is evaluated" {
   local dir=$BATS_TEST_TMPDIR
   load
+  needs_list
   open_steps
   status --prometheus >"$dir/earlier"
   step send 1000

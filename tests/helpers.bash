@@ -41,6 +41,10 @@ set_fuse() { change_settings "{\"fuse\": $1}"; }
 # What load.sh --adopt needs: Linux 6.12
 can_adopt() { grep -q TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux; }
 
+# After load: some kernels refuse the iterator of a map.
+can_list() { [[ -e $BPFFS/sockfuse/connections ]]; }
+needs_list() { can_list || skip "this kernel lists no sockets of a map"; }
+
 # What the whole machine has one of, and only the first network namespace shows.
 host_sysctl() { nsenter --net=/run/host-net sysctl "$@"; }
 

@@ -34,6 +34,7 @@ assert_moved() {
 @test "five connections, one with 1,000 unread bytes: both forms tell of ten sockets, as ss does" {
   local json text
   load --account
+  needs_list
   "$TRAFFIC" hold 4 300 >"$BATS_TEST_TMPDIR/held" 3>&- &
   open_steps
   step send 1000
@@ -66,6 +67,7 @@ assert_moved() {
 @test "IPv4, IPv6 and v4-mapped addresses read as in ss, whose network namespace and process it tells" {
   local json
   load
+  needs_list
   ip netns add other
   ip -n other link set lo up
   ip netns exec other iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
@@ -90,6 +92,7 @@ assert_moved() {
 # Then sock_ops_map is another than the programs were built with.
 @test "bytes received are told in a load with networks and accounting, too" {
   load --account --net 10.1.0.0/16
+  needs_list
   open_steps
   step send 1000
   [ "$(status --json | jq -c '[.connections[].fused_bytes_received] | add')" -eq 1000 ]
@@ -99,6 +102,7 @@ assert_moved() {
 @test "bytes above 4 GB are told exactly" {
   local json
   load --account
+  needs_list
   iperf3 -s -1 -p 5001 >/dev/null 2>&1 3>&- &
   wait_for 30 listens 5001
   iperf3 -c 127.0.0.1 -p 5001 -l 1M -t 300 >/dev/null 2>&1 3>&- &
@@ -114,6 +118,7 @@ assert_moved() {
 
 @test "connections of an earlier load are listed until they close" {
   load
+  needs_list
   open_steps
   step send 10
   load
@@ -127,6 +132,7 @@ assert_moved() {
 @test "switched off: counted as such, and no other reason" {
   local before
   load
+  needs_list
   open_steps
   before=$(fallbacks)
   set_fuse 0
@@ -139,6 +145,7 @@ assert_moved() {
 @test "TCP bytes in flight: counted as such, and no other reason" {
   local before
   load
+  needs_list
   open_steps
   set_fuse 0
   step send 10
@@ -179,6 +186,7 @@ mark_reader() {
 @test "a reader that the guard has marked: counted as such, and no other reason" {
   local before bytes
   load
+  needs_list
   open_steps
   step send 10
   mark_reader
@@ -191,6 +199,7 @@ mark_reader() {
 @test "a connection whose reader the guard has marked leaves the map" {
   local bytes
   load
+  needs_list
   open_steps
   step send 10
   mark_reader
@@ -431,6 +440,7 @@ damaged() {
 @test "30,000 sockets are listed, each once" {
   local sockets
   load
+  needs_list
   "$TRAFFIC" hold 15000 300 >"$BATS_TEST_TMPDIR/held" 3>&- &
   wait_for 60 grep -q connections "$BATS_TEST_TMPDIR/held"
   status --json >"$BATS_TEST_TMPDIR/json"
@@ -486,6 +496,7 @@ why() { "$here/status.sh" --why "$1" 3>&- | awk -v port=":$1\$" '$2 ~ port { pri
   done
   exec {early}<>/dev/tcp/127.0.0.1/5001
   load --exclude-port 5002
+  needs_list
   exec {excluded}<>/dev/tcp/127.0.0.1/5002
   exec {remote}<>"/dev/tcp/$PLAIN_ADDRESS/5003"
   [ "$(why 5001)" = "tcp: before" ]
@@ -518,6 +529,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 
 @test "where sockets cannot be listed no connection is said to be plain TCP" {
   load
+  needs_list
   open_steps
   rm -r "$BPFFS/sockfuse/connections"
   ! status | grep '^  plain TCP' || return 1
@@ -526,6 +538,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 @test "a reader that reads nothing for three seconds is named, with what waits, and --why says what to do" {
   local end
   load
+  needs_list
   open_steps
   [ "$(stalled_line)" = "" ]
   ! status | grep '^  plain TCP' || return 1
@@ -545,6 +558,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 
 @test "a reader that is at work has not stalled, however much waits" {
   load
+  needs_list
   iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
   wait_for 30 listens 5001
   iperf3 -c 127.0.0.1 -p 5001 -l 64k -t 60 >/dev/null 2>&1 3>&- &
@@ -556,6 +570,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 
 @test "--watch tells for how long a reader has stalled, whatever --top leaves out" {
   load --account
+  needs_list
   open_steps
   step send 1000
   "$here/status.sh" --watch 0.7 --top 1 >"$BATS_TEST_TMPDIR/watched" 3>&- &
@@ -568,6 +583,7 @@ stalled_line() { status "$@" | sed -n 's/^  stalled *//p'; }
 @test "the connections of each service are summed up: port, processes, by TCP, backlog, bytes" {
   local text
   load --account
+  needs_list
   iperf3 -s -p 5001 >/dev/null 2>&1 3>&- &
   wait_for 30 listens 5001
   "$TRAFFIC" hold 4 300 >"$BATS_TEST_TMPDIR/held" 3>&- &
