@@ -77,7 +77,9 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 
 	if (READ(peer, inet_conn.icsk_ulp_ops) || is_shared(peer))
 		return OUTCOME(tcp_socket_state);
-	if (half_closed(peer) && !never_waits(peer)) { /* it leaves the map */
+	/* It leaves the map; not if fused bytes wait, as leave_half_closed() asks, too.
+	 */
+	if (half_closed(peer) && !never_waits(peer) && no_fused_bytes(psock_of(peer))) {
 		if (direction && is_out(peer))
 			direction->alone = 1;
 		return OUTCOME(tcp_peer_unknown);

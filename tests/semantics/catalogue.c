@@ -1024,6 +1024,7 @@ static void read_at_edges_closed(int a, int b, bool by_option)
 	size_t got = 0, sent;
 
 	edge_fd = epoll_on(a, EPOLLIN | EPOLLET);
+	fcntl(a, F_SETFL, O_NONBLOCK); /* or it would leave the map when it half-closes */
 	if (by_option) {
 		shutdown(a, SHUT_WR);
 		sent = send_past_option(b);
