@@ -398,8 +398,10 @@ damaged() {
   done < <(find "$BPFFS" -type f ! -name '*.debug')
   "$BPFTOOL" cgroup detach "$CGROUP" sock_ops pinned "$BPFFS/bpf_sockops"
   damaged "bpf_sockops is not attached to any cgroup (nobody remembers to which it was)"
-  "$BPFTOOL" prog detach pinned "$BPFFS/bpf_redir" msg_verdict pinned "$BPFFS/sock_ops_map"
-  damaged "bpf_redir is not attached to sock_ops_map"
+  if can_list; then # or nobody can tell
+    "$BPFTOOL" prog detach pinned "$BPFFS/bpf_redir" msg_verdict pinned "$BPFFS/sock_ops_map"
+    damaged "bpf_redir is not attached to sock_ops_map"
+  fi
   set_fuse 0
   damaged "fusing is switched off"
   mkdir "$BPFFS/sockfuse/staging"
