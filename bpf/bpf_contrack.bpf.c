@@ -195,8 +195,9 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
  * shutdown(SHUT_WR).  A thread that then sleeps in recv is woken by the acknowledgement
  * of the FIN (tcp_rcv_state_process()), and in the map it would answer EAGAIN, where
  * TCP's sleeps on.  Until this returns, nobody can go to sleep there, as the lock is
- * held.  So an end whose calls wait takes itself out now, if nothing fused waits for it
- * and nothing_comes().
+ * held.  So the end takes itself out now, if nothing fused waits for it and
+ * nothing_comes().  One that polls does, too: O_NONBLOCK may change at any time, and both
+ * ends must come to the same answer.
  */
 static __always_inline void leave_half_closed(struct bpf_sock_ops *skops,
 					      struct tcp_sock *tp, u32 found)
@@ -206,16 +207,17 @@ static __always_inline void leave_half_closed(struct bpf_sock_ops *skops,
 	struct pair_key key;
 	u64 peer;
 
-	if (!sk || never_waits(tp) || sk_of(tp)->sk_shutdown & RCV_SHUTDOWN ||
+	if (!sk || sk_of(tp)->sk_shutdown & RCV_SHUTDOWN ||
 	    !no_fused_bytes(psock_of(tp)) || !stored_key(tp, &key))
 		return;
+	/* Another call may be inside that sends, or is on its way to sleep. */
 	if (references(psock_of(tp)) - 1 != HARMLESS_ONES(found) || found & WAITER_IN_TCP)
-		return; /* another call is inside: it may send, or be on its way to sleep
-			 */
+		return;
+	/* A peer that left in the steps of leave.h was sealed, so its address is known.
+	 */
 	peer = peer_of(tp);
 	direction = bpf_sk_storage_get(&fuse_directions, sk, NULL, 0);
-	if (peer == NO_PEER &&
-	    direction) /* if it left as leave.h says, this end sealed */
+	if (peer == NO_PEER && direction)
 		peer = address_of(direction->peer);
 	if (peer == PEER_UNKNOWN || (peer != NO_PEER && !nothing_comes(peer)))
 		return;

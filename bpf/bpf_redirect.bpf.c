@@ -77,9 +77,11 @@ static __always_inline u32 speaks_against(struct sk_msg_md *msg, struct settings
 
 	if (READ(peer, inet_conn.icsk_ulp_ops) || is_shared(peer))
 		return OUTCOME(tcp_socket_state);
-	/* It leaves the map; not if fused bytes wait, as leave_half_closed() asks, too.
+	/*
+	 * It leaves the map.  Where fused bytes wait it does not, as leave_half_closed()
+	 * asks, too; they stay the same while its shutdown(2) holds the lock.
 	 */
-	if (half_closed(peer) && !never_waits(peer) && no_fused_bytes(psock_of(peer))) {
+	if (half_closed(peer) && no_fused_bytes(psock_of(peer))) {
 		if (direction && is_out(peer))
 			direction->alone = 1;
 		return OUTCOME(tcp_peer_unknown);

@@ -170,7 +170,7 @@ assert_moved() {
   local before
   load
   before=$(fallbacks)
-  "$TRAFFIC" shutdown 1
+  "$TRAFFIC" shutdown 10
   assert_moved "$before" socket_state=1
 }
 

@@ -1567,18 +1567,18 @@ static int run_early(void)
 }
 
 /*
- * shutdown POLLS: what is sent after shutdown(SHUT_WR) fails as it does with TCP.  POLLS
- * 1: that end is O_NONBLOCK.
+ * shutdown UNREAD: what is sent after shutdown(SHUT_WR) fails as it does with TCP. UNREAD
+ * bytes, 0 to 1000, wait for the end that calls it.
  */
 static int run_shutdown(char **args)
 {
-	unsigned char buffer[1000];
-	int pair[2];
+	int pair[2], unread = atoi(args[0]);
+	unsigned char buffer[2000];
 
 	make_pair(pair);
-	if (atoi(args[0]))
-		fcntl(pair[0], F_SETFL, O_NONBLOCK);
 	send_all(pair[0], bytes_at(1, 0), 1000);
+	if (unread)
+		send_all(pair[1], bytes_at(2, 0), unread);
 	if (shutdown(pair[0], SHUT_WR))
 		fail("shutdown");
 	if (send(pair[0], "x", 1, MSG_NOSIGNAL) != -1 || errno != EPIPE)
@@ -1588,9 +1588,9 @@ static int run_shutdown(char **args)
 	if (recv(pair[1], buffer, 1, 0))
 		fail("no end of the stream");
 	/* The other way is still open. */
-	send_all(pair[1], bytes_at(2, 0), 1000);
-	recv_all(pair[0], buffer, 1000);
-	check_bytes(buffer, 2, 0, 1000);
+	send_all(pair[1], bytes_at(2, unread), 1000);
+	recv_all(pair[0], buffer, unread + 1000);
+	check_bytes(buffer, 2, 0, unread + 1000);
 	printf("half_closed=1\n");
 	return 0;
 }

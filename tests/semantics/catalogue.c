@@ -1024,10 +1024,12 @@ static void read_at_edges_closed(int a, int b, bool by_option)
 	size_t got = 0, sent;
 
 	edge_fd = epoll_on(a, EPOLLIN | EPOLLET);
-	fcntl(a, F_SETFL, O_NONBLOCK); /* or it would leave the map when it half-closes */
-	if (by_option) {
+	if (by_option) { /* with bytes unread it does not leave the map as it half-closes
+			  */
+		sent = send(b, page, 2, MSG_NOSIGNAL);
 		shutdown(a, SHUT_WR);
-		sent = send_past_option(b);
+		set_int(b, SOL_SOCKET, SO_ZEROCOPY, 1);
+		sent += send(b, page + 2, 2, MSG_NOSIGNAL);
 	} else {
 		epoll_on(b, EPOLLIN | EPOLLET);
 		sent = send(b, page, 100, MSG_NOSIGNAL);

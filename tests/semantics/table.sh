@@ -213,8 +213,8 @@ these the guard does not learn.
 ## Half-closed connections
 
 After \`shutdown(SHUT_WR)\` the acknowledgment of the FIN wakes a thread that waits in recv; by TCP it
-sleeps on. So an end whose calls block leaves the map when it half-closes, and the answer comes by
-TCP. An end that is \`O_NONBLOCK\` stays.
+sleeps on. So an end leaves the map when it half-closes, and what its peer sends from then on comes
+by TCP.
 
 It cannot leave while fused bytes wait for it, or while a message may be under way to it. And if a
 thread sleeps in recv already while another half-closes, as in a relay with a thread for each
