@@ -60,7 +60,8 @@ static __always_inline u32 writer_speaks_against(struct settings *set,
  * Does this message wake a thread that sleeps in send, for room in TCP's send buffer?
  * SOCK_NOSPACE then stays set.  If there is room by now, and the thread goes on to recv,
  * the room that comes later wakes it there (sk_stream_write_space()).  It then answers
- * EAGAIN, where TCP's would sleep on.  Its peer has not read all that came by TCP.
+ * EAGAIN, where TCP's would sleep on.  While it sleeps, bytes that it has sent wait here
+ * (rcv_nxt), which is asked first: in a dialogue none do.
  */
 static __always_inline bool wakes_writer(struct tcp_sock *own, struct tcp_sock *peer)
 {

@@ -181,7 +181,10 @@ static __always_inline void mend_as_reader(struct bpf_sock_ops *skops,
 		return;
 	if (!direction)
 		direction = direction_of(sk);
-	/* With a SYN's data (TCP Fast Open), or adopted, the peer may be on its way. */
+	/*
+	 * With a SYN's data (TCP Fast Open), or adopted, the peer may be on its way.  One
+	 * whose address is known was in the map, and may have a message under way.
+	 */
 	if (direction && !direction->paired && !direction->adopted &&
 	    sk_of(tp)->__sk_common.skc_state != TCP_SYN_RECV) {
 		direction->paired = direction->peer || peer_of(tp) != NO_PEER;

@@ -313,8 +313,7 @@ void half_close(void)
 			failed("connect");
 		m.b = accept(listener, NULL, NULL);
 		close(listener);
-		m.size = one_in(&dice, 2) ? 1 + below(&dice, 2000)
-					  : 1 + below(&dice, 65000);
+		m.size = message_size(&dice, 65000);
 		start_flow(&m.ab);
 		start_flow(&m.ba);
 		watch(&m.w, "half_close", m.a, m.b);
