@@ -36,9 +36,9 @@ milliseconds() {
   echo $(((${EPOCHREALTIME/./} - start) / 1000))
 }
 
-# A load or an unload, in turn, puts in order whatever there is.
+# A load or an unload puts in order whatever there is.
 put_in_order() {
-  if (($1 % 2)); then
+  if ((RANDOM % 2)); then
     load
     assert_on
     "$here/status.sh" >/dev/null 3>&- # it is whole
@@ -48,24 +48,24 @@ put_in_order() {
   fi
 }
 
-@test "load.sh killed at 25 random moments: a load or an unload puts everything in order" {
+@test "load.sh killed at a random moment of each eighth of its run: a load or an unload puts everything in order" {
   local i length options=()
   ! can_adopt || options=(--adopt)
   length=$(milliseconds load "${options[@]}")
-  for i in {1..25}; do
-    kill_script KILL $((RANDOM % length)) "$here/load.sh" "${options[@]}" || true
-    put_in_order "$i"
+  for i in {0..7}; do
+    kill_script KILL $(((i * length + RANDOM % length) / 8)) "$here/load.sh" "${options[@]}" || true
+    put_in_order
   done
 }
 
-@test "unload.sh killed at 25 random moments: a load or an unload puts everything in order" {
+@test "unload.sh killed at a random moment of each eighth of its run: a load or an unload puts everything in order" {
   local i length
   load
   length=$(milliseconds unload --quiet)
-  for i in {1..25}; do
+  for i in {0..7}; do
     load
-    kill_script KILL $((RANDOM % length)) "$here/unload.sh" || true
-    put_in_order "$i"
+    kill_script KILL $(((i * length + RANDOM % length) / 8)) "$here/unload.sh" || true
+    put_in_order
   done
 }
 
