@@ -1,6 +1,7 @@
 #!/usr/bin/env bats
 # A reader that does not read costs what it costs with plain TCP, and no send
-# fails that plain TCP would not fail.
+# fails that plain TCP would not fail.  Sets net.ipv4.tcp_mem, which is the whole machine's.
+# bats file_tags=alone
 
 load helpers
 
