@@ -49,20 +49,20 @@ foreign_pins() {
 # On kernels before 6.0 a bpftool of after that can only ask what is effective, so also
 # inherited.
 attachments() {
-  local cgroup effective=()
-  "$BPFTOOL" cgroup show "$(cgroup2_mount)" >/dev/null 2>&1 || effective=(effective)
+  local cgroup shown
   while IFS= read -r cgroup; do
-    { "$BPFTOOL" -j cgroup show "$cgroup" "${effective[@]}" 2>/dev/null || true; } |
-      jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \(.attach_type) \($cgroup)"'
+    shown=$("$BPFTOOL" -j cgroup show "$cgroup" 2>/dev/null) ||
+      shown=$("$BPFTOOL" -j cgroup show "$cgroup" effective 2>/dev/null) || continue
+    jq -r --arg cgroup "$cgroup" '.[]? | "\(.id) \(.attach_type) \($cgroup)"' <<<"$shown"
   done
 }
 
 # Our programs where this bpffs has attached them: another sockfuse may run in a container.
 # An older version kept no list $ATTACHED; then all cgroups are looked at.
 our_attachments() {
-  local root id type cgroup record any=()
+  local root id type cgroup record any=() found
   root=$(cgroup2_mount)
-  if [[ -d $ATTACHED ]]; then
+  found=$(if [[ -d $ATTACHED ]]; then
     for record in "$ATTACHED"/*-*; do
       record=${record##*/}
       [[ $record == '*-*' ]] || any+=(-o -inum "${record%-*}")
@@ -73,7 +73,8 @@ our_attachments() {
   elif [[ -e $PIN_SOCKOPS || -e $PIN_DIR/$SETTINGS ]]; then
     find "$root" -type d | attachments |
       awk '{ cgroup = $0; sub("^[^ ]* [^ ]* ", "", cgroup); parent = cgroup; sub("/[^/]*$", "", parent); seen[$1, cgroup] } !(($1, parent) in seen)'
-  fi | jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))'
+  fi)
+  [[ ! $found ]] || jq -Rr --slurpfile ours <(our_programs) 'select(split(" ")[0] | tonumber | IN($ours[].id))' <<<"$found"
 }
 
 # remember_attachments IDS: notes that these programs may be attached to $CGROUPS, before they

@@ -16,10 +16,10 @@ trap 'rm -rf "$logs"' EXIT
 
 # run_file FILE
 run_file() {
-  local log=$logs/${1##*/} code=0
+  local log=$logs/${1##*/} code=0 start=$SECONDS
   "$here/isolate.sh" bats --formatter tap "$1" </dev/null >"$log" 2>&1 || code=$?
   ((code == 0)) || grep -q '^not ok' "$log" || echo "not ok: bats itself ended with $code" >>"$log"
-  flock "$logs" cat - "$log" <<<"# ${1##*/}"
+  flock "$logs" cat - "$log" <<<"# ${1##*/}, $((SECONDS - start)) s"
 }
 export -f run_file
 export here logs
