@@ -244,6 +244,13 @@ tracked() { (($(counter ends_tracked) >= $1)); }
   [[ $output == "failed=0 last=0" || $output == "failed=1 last=1" ]]
 }
 
+@test "half close with a fused byte unread: the end stays in the map, and its recv sees EAGAIN in the first connection at most" {
+  load --no-guard
+  run "$TRAFFIC" half_close 4 12000000 2
+  echo "$output; $(counters)"
+  [[ $output == "failed=0 last=0" || $output == "failed=1 last=1" ]]
+}
+
 @test "excluded ports: their services stay out of the map at both ends, others do not" {
   load --exclude-port 1,7441-7443
   talk_at 7442

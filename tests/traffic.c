@@ -1499,13 +1499,14 @@ static int run_shutdown(char **args)
 /*
  * half_close CONNECTIONS BYTES SLEEPS: to one service, one after the other.  The client
  * sends BYTES, calls shutdown(SHUT_WR) and waits in recv for the answer; if SLEEPS is 1,
- * a thread of it waits there from the start.  The service answers 100 ms after the end of
- * the stream, long after the FIN has been acknowledged.  Prints on how many connections
- * recv failed, and the last of them.
+ * a thread of it waits there from the start; if it is 2, the client half-closes with a
+ * byte of the service unread, and waits once it has read that.  The service answers 100 ms
+ * after the end of the stream, long after the FIN has been acknowledged.  Prints on how
+ * many connections recv failed, and the last of them.
  */
 #define HALF_CLOSE_ANSWER 1000
 
-static void half_close_service(int listener, int connections)
+static void half_close_service(int listener, int connections, bool first)
 {
 	static unsigned char buffer[65536];
 
@@ -1514,6 +1515,8 @@ static void half_close_service(int listener, int connections)
 		uint64_t got = 0;
 		ssize_t n;
 
+		if (first)
+			send_all(fd, bytes_at(2, 0), 1);
 		for (; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0; got += n) {
 			check_bytes(buffer, 1, got, n);
 			usleep(n == sizeof(buffer) ? 300 : 0);
@@ -1553,22 +1556,25 @@ static int run_half_close(char **args)
 	pid_t service = fork();
 
 	if (!service)
-		half_close_service(listener, connections);
+		half_close_service(listener, connections, sleeps == 2);
 	for (int i = 1; i <= connections; i++) {
 		int fd = connect_from(0, "127.0.0.1", port);
+		unsigned char byte;
 		pthread_t reader;
 		void *again;
 
-		if (sleeps) {
+		if (sleeps == 1)
 			pthread_create(&reader, NULL, half_close_reader, &fd);
+		if (sleeps)
 			usleep(50000);
-		}
 		for (int sent = 0, n; sent < bytes; sent += n) {
 			n = bytes - sent < 50000 ? bytes - sent : 50000;
 			send_all(fd, bytes_at(1, sent), n);
 		}
 		shutdown(fd, SHUT_WR);
-		if (sleeps)
+		if (sleeps == 2 && recv(fd, &byte, 1, 0) != 1)
+			fail("the first byte");
+		if (sleeps == 1)
 			pthread_join(reader, &again);
 		else
 			again = half_close_reader(&fd);
