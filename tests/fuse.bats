@@ -364,6 +364,33 @@ talk_at() {
   step read 40000
 }
 
+# A message by TCP would wake the sleeping send, which is better told of room by TCP; but an
+# edge-triggered reader may take the fused bytes for all there is.
+@test "a message to an end that sleeps in send goes by TCP, but not behind what an edge-triggered reader has not read" {
+  load
+  open_steps
+  SERVER=$STEPS_PID
+  step fill 20971520
+  before=$(counters)
+  step send 100
+  counters
+  [ "$(counter fused_messages)" -eq "$(counter fused_messages "$before")" ]
+  step take 65536 320
+  step read 100
+  close_steps
+  open_steps
+  SERVER=$STEPS_PID
+  step edge
+  step send 100
+  step fill 20971520
+  before=$(counters)
+  step send 100
+  counters
+  [ "$(counter fused_messages)" -eq $(($(counter fused_messages "$before") + 1)) ]
+  step take 65536 320
+  step read 200
+}
+
 # By TCP it would get behind its own fused bytes.  The file that lets it leave comes late.
 @test "an end does not leave the map while what it has sent is unread" {
   load

@@ -2271,7 +2271,8 @@ static int run_whole(char **args)
  *	send N [TIMES]	in one send() each
  *	read N
  *	answer N	the server sends, and
- *	take N		the client reads
+ *	take N [TIMES]	the client reads
+ *	fill N		the server sends in a thread; answered once that sleeps
  *	waitall N	recv(MSG_WAITALL), in a thread; answered once it sleeps
  *	await N		recv() of as many, in a thread; answered once it sleeps
  *	poll		a thread sleeps in poll(2) for what does not come
@@ -2292,6 +2293,7 @@ struct steps {
 	int copy;      /* of the server's descriptor */
 	size_t wanted; /* by the thread */
 	int flags;
+	int filling; /* bytes */
 	volatile bool about_to_read;
 	uint64_t sent, taken, answered, answers_taken;
 };
@@ -2387,6 +2389,18 @@ static void share_step(int fd, uint64_t key)
 	close(map);
 }
 
+static void *fill_step(void *argument)
+{
+	struct steps *steps = argument;
+
+	for (int left = steps->filling, n; left; left -= n) {
+		n = left < 65536 ? left : 65536;
+		send_all(steps->pair[1], bytes_at(2, steps->answered), n);
+		steps->answered += n;
+	}
+	return NULL;
+}
+
 static void take_step(struct steps *steps, const char *name, int n, int times)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
@@ -2412,8 +2426,14 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 	} else if (!strcmp(name, "answer")) {
 		send_all(steps->pair[1], bytes_at(2, steps->answered), n);
 		steps->answered += n;
+	} else if (!strcmp(name, "fill")) {
+		steps->filling = n;
+		if (pthread_create(&thread, NULL, fill_step, steps))
+			fail("pthread_create");
+		usleep(500000);
 	} else if (!strcmp(name, "take")) {
-		take_answer(steps, n);
+		for (; times; times--)
+			take_answer(steps, n);
 	} else if (!strcmp(name, "waitall") || !strcmp(name, "await")) {
 		steps->wanted = n;
 		steps->flags = strcmp(name, "await") ? MSG_WAITALL : 0;
