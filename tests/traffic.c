@@ -1500,9 +1500,9 @@ static int run_shutdown(char **args)
  * half_close CONNECTIONS BYTES SLEEPS: to one service, one after the other.  The client
  * sends BYTES, calls shutdown(SHUT_WR) and waits in recv for the answer; if SLEEPS is 1,
  * a thread of it waits there from the start; if it is 2, the client half-closes with a
- * byte of the service unread, and waits once it has read that.  The service answers 100 ms
- * after the end of the stream, long after the FIN has been acknowledged.  Prints on how
- * many connections recv failed, and the last of them.
+ * byte of the service unread, and waits once it has read that.  The service answers 100
+ * ms after the end of the stream, long after the FIN has been acknowledged.  Prints on
+ * how many connections recv failed, and the last of them.
  */
 #define HALF_CLOSE_ANSWER 1000
 
@@ -1632,7 +1632,7 @@ static void edge_wait(struct edge_reader *r, unsigned int stream, uint64_t got,
 
 static void edge_read(struct edge_reader *r, unsigned int stream, uint64_t due)
 {
-	static _Thread_local unsigned char buffer[CHUNK_MAX];
+	unsigned char buffer[CHUNK_MAX];
 	uint64_t got = 0;
 
 	while (got < due) {
@@ -1794,6 +1794,7 @@ static int run_edge(char **args)
  */
 #define BUSY_MAX 40000
 static volatile sig_atomic_t busy_stopped;
+static pthread_barrier_t all_connected;
 struct busy_end {
 	int fd, number;
 	bool server;
@@ -1835,6 +1836,7 @@ static void *busy(void *argument)
 		set_nonblocking(end->fd); /* no message fills its buffers */
 		edge_register(&r, end->fd);
 	}
+	pthread_barrier_wait(&all_connected);
 	for (;; end->messages++) {
 		size_t n = 1 + rand_r(&seed) % (rand_r(&seed) % 8 ? 2000 : BUSY_MAX);
 
@@ -1871,6 +1873,7 @@ static int run_busy(char **args)
 	uint64_t messages = 0;
 
 	signal(SIGTERM, stop_busy);
+	pthread_barrier_init(&all_connected, NULL, 2 * n + 1);
 	for (int i = 0; i < 2 * n; i += 2) {
 		int pair[2];
 
@@ -1885,6 +1888,7 @@ static int run_busy(char **args)
 	for (int i = 0; i < 2 * n; i++)
 		if (pthread_create(&threads[i], NULL, busy, &ends[i]))
 			fail("pthread_create");
+	pthread_barrier_wait(&all_connected);
 	printf("connected\n");
 	fflush(stdout);
 	for (int i = 0; i < 2 * n; i++) {
@@ -2123,7 +2127,7 @@ static int run_proxy(char **args, bool go)
 static void *server_connection(void *argument)
 {
 	int fd = (long)argument;
-	static __thread char buffer[65536];
+	char buffer[65536];
 	ssize_t n;
 
 	while ((n = recv(fd, buffer, sizeof(buffer), 0)) > 0)
