@@ -27,7 +27,7 @@ BINARIES := bpf/autoattach bpf/fionread
 COMPAT := bpf/compat/bpf_contrack.bpf.o bpf/compat/bpf_redirect.bpf.o bpf/compat/bpf_splicers.bpf.o bpf/compat/bpf_status.bpf.o
 ADVERSARIES := tests/adversaries/adversaries
 HELPERS := tests/traffic tests/nets tests/semantics/catalogue tests/fuzz/fuzz $(ADVERSARIES) tests/vmlinux.bpf.o tests/foreign.bpf.o tests/neighbour.bpf.o tests/late.bpf.o bench/load bench/tutorial.bpf.o
-COMMANDS := load unload adopt status trace_bpf_output trace_lo_traffic
+COMMANDS := load unload status trace_bpf_output trace_lo_traffic
 # What the commands share; deps.sh is for this Makefile alone.
 SHARED := $(filter-out lib/deps.sh,$(wildcard lib/*.sh lib/*.jq)) lib/splicers lib/faults
 SHELL_FILES := $(COMMANDS:=.sh) $(wildcard lib/*.sh) packaging/build.sh packaging/sockfuse.bash \
@@ -44,16 +44,18 @@ APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory
 APPLICATIONS := nginx-light haproxy redis-server postgresql curl openssl socat openssh-server openssh-client \
 	rsync python3 nodejs golang-go default-jdk-headless iperf3 git \
 	systemd-sysv dbus bpftool jq iproute2 tcpdump python3-jsonschema python3-kubernetes ansible-core python3-apt prometheus \
-	wrk sockperf docker.io passt
+	wrk sockperf docker.io passt apache2-utils mosquitto mosquitto-clients rsyslog vsftpd
 VM_PACKAGES := bats bpftool curl haproxy iperf3 iproute2 jq kmod nginx-light open-iscsi openssl procps tcpdump tgt
 # Debian 12 as it comes, and what make load needs there
 BOOKWORM_PACKAGES := bats bpftool clang gcc iproute2 jq kmod libbpf-dev make procps systemd-sysv tcpdump
 # The programs of tests/apps.bats that splice
 PROXY_PACKAGES := bats bpftool curl docker.io haproxy iproute2 jq kmod nginx-light openssl passt procps systemd tcpdump
+# Podman and Docker, for tests/vm/containers.bats
+CONTAINER_PACKAGES := bats bpftool curl iproute2 jq kmod procps podman netavark aardvark-dns passt uidmap crun conmon docker.io docker-cli iptables nftables nginx-light busybox-static openssl slirp4netns catatonit
 # What tests/foreign/ builds and runs: the tests that others wrote.
 FOREIGN_PACKAGES := golang-go golang-src netbase libpython3.11-testsuite openssl gcc libc6-dev make cmake dpkg-dev pkg-config \
 	libssl-dev zlib1g-dev
-.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck bench bench-quick benchmarks compare semantics semantics-kernels fuzz adversaries foreign lint clean
+.PHONY: install uninstall deb rpm demo recording all objects helpers deps load check check-apps vmcheck vmcheck-all guardcheck containercheck bench bench-quick benchmarks compare semantics semantics-kernels fuzz adversaries foreign lint clean
 .DELETE_ON_ERROR:
 
 all: objects
@@ -148,6 +150,13 @@ guardcheck: objects helpers
 		SWITCH_ROOT=1 SECONDS_MAX=3000 ROOT=tests/vm/root-proxies tests/vm/run.sh $$kernel tests/vm/proxies.sh || exit; \
 	done
 
+# Podman and Docker, on one; takes long.
+containercheck: objects helpers
+	$(Q)lib/deps.sh load check vm
+	$(Q)$(MAKE) deb
+	$(Q)tests/debian.sh trixie tests/vm/root-containers $(CONTAINER_PACKAGES)
+	$(Q)SWITCH_ROOT=1 SECONDS_MAX=3000 ROOT=tests/vm/root-containers tests/vm/run.sh $(or $(KERNEL),6.12) bats --formatter tap tests/vm/containers.bats
+
 # About 16 minutes, and about one; BENCH is where the result goes.
 BENCH ?= bench/results.json
 bench bench-quick: objects helpers
@@ -213,9 +222,8 @@ install: objects
 	$(Q)install -m 755 $(BINARIES) $(DESTDIR)$(LIBDIR)/bpf
 	$(Q)$(foreach c,$(COMMANDS),ln -sf ../lib/sockfuse/$(c).sh $(DESTDIR)$(SBINDIR)/$(call command,$(c)) &&) true
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' packaging/sockfuse.service.in >$(DESTDIR)$(UNITDIR)/sockfuse.service
-	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-adopt.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-adopt.service
 	$(Q)sed 's|@SBINDIR@|$(SBINDIR)|' packaging/sockfuse-metrics.service.in >$(DESTDIR)$(UNITDIR)/sockfuse-metrics.service
-	$(Q)install -m 644 packaging/sockfuse-adopt.path packaging/sockfuse-metrics.timer $(DESTDIR)$(UNITDIR)
+	$(Q)install -m 644 packaging/sockfuse-metrics.timer $(DESTDIR)$(UNITDIR)
 	$(Q)install -m 644 packaging/man/*.8 $(DESTDIR)$(MANDIR)/man8
 	$(Q)install -m 644 packaging/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	$(Q)install -m 644 packaging/sockfuse.bash $(DESTDIR)$(COMPLETIONDIR)/sockfuse-load
@@ -229,7 +237,7 @@ install: objects
 # What install put there, with the same PREFIX and DESTDIR.  A changed
 # sockfuse.conf stays.
 uninstall:
-	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-adopt.service sockfuse-adopt.path sockfuse-metrics.service sockfuse-metrics.timer) \
+	$(Q)rm -rf $(addprefix $(DESTDIR),$(LIBDIR) $(DOCDIR) $(addprefix $(UNITDIR)/,sockfuse.service sockfuse-metrics.service sockfuse-metrics.timer) \
 		$(foreach c,$(COMMANDS),$(SBINDIR)/$(call command,$(c)) $(COMPLETIONDIR)/$(call command,$(c)) $(MANDIR)/man8/$(call command,$(c)).8) \
 		$(MANDIR)/man5/sockfuse.conf.5)
 	$(Q)! cmp -s packaging/sockfuse.conf $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf || rm $(DESTDIR)$(SYSCONFDIR)/sockfuse.conf

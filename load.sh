@@ -51,9 +51,8 @@ attach() {
 # With --careful the programs look at the marks before they fuse anything.
 switch_on() {
   [[ ! $CAREFUL ]] || set_settings "${SETTINGS_MAP[@]}" '{marks: 1}'
-  set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, min_age: ${MIN_AGE:-0},
-    nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)), refresh: $(refresh_seconds),
-    nonblocking: ${NONBLOCKING:-0}, splicers: ${SPLICERS:-0}}"
+  set_settings "${SETTINGS_MAP[@]}" "{fuse: 1, account: ${ACCOUNT:-0}, careful: ${CAREFUL:-0}, nets: $((${#NETWORKS[@]} > 0)), listed: $((${#LISTED} > 0)),
+    refresh: $(refresh_seconds), splicers: ${SPLICERS:-0}}"
 }
 
 report() {
@@ -64,9 +63,25 @@ report() {
   [[ ! $UNGUARDED ]] ||
     warn "no guard here ($UNGUARDED): Go programs and those named in $here/lib/splicers stay plain TCP, as they may splice; see docs/semantics.md"
   [[ ! $ADOPTING ]] || which="old and new"
-  [[ ! $MIN_AGE ]] || which="from an age of $MIN_AGE s on, while $(path_to adopt) runs"
   say "sockfuse is on: loopback TCP connections${NETWORKS[*]:+ and those of --net ${NETWORKS[*]}} in ${CGROUPS[*]} $which, up to $MAX_CONNECTIONS at a time."
   say "Look at it: $(path_to status), $(path_to trace_bpf_output), $(path_to trace_lo_traffic)"
+}
+
+# What the guard saw goes, too; who may splice is known by its program, and stays.
+reset_services() {
+  local pin=$PIN_DIR/$SERVICES keys
+  take_lock
+  [[ -e $pin ]] || die "$EX_FAILED" "sockfuse is not loaded" "try: $0"
+  say "+ $BPFTOOL map delete pinned $pin (what was seen of services)"
+  # bpftool ends with the first key that has gone meanwhile.
+  for _ in {1..10}; do
+    mapfile -t keys < <("$BPFTOOL" -j map dump pinned "$pin" |
+      with_jq status '.[] | select(.formatted.value | may_be_forgotten) | .key | join(" ")' -r || echo failed)
+    [[ ${keys[*]} != *failed ]] || die "$EX_FAILED" "the services cannot be read" "see: $BPFTOOL map dump pinned $pin"
+    ((${#keys[@]})) || return 0
+    printf "map delete pinned $pin key %s\n" "${keys[@]}" | "$BPFTOOL" batch file - >/dev/null 2>&1 || true
+  done
+  die "$EX_FAILED" "some services cannot be forgotten" "see: $BPFTOOL map dump pinned $pin"
 }
 
 main() {
@@ -74,6 +89,11 @@ main() {
   need_root "$@"
   ulimit -l unlimited 2>/dev/null || true # before Linux 5.11 maps are charged to it
   [[ ! $CHECK ]] || check_host "$@"
+  if [[ $RESET ]]; then
+    need_bpftool
+    reset_services
+    exit
+  fi
   need_host
   find_cgroups
   build

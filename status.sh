@@ -15,7 +15,8 @@ Usage: ${0##*/} [--json | --prometheus [FILE] | --watch [SECONDS]] [--top N]
 
 Tells whether sockfuse is on, with what programs and policy, what went fused and
 what by TCP and why, whose reader has stalled, and how many connections are in no
-map.  Sums up the services, and lists the live connections, a line for each socket.
+map.  Sums up the services and what is known of them, and lists the live
+connections, a line for each socket.
 
   --json             one JSON object (docs/status.schema.json)
   --prometheus [FILE]
@@ -88,9 +89,8 @@ shown() {
 
 # What a whole load has pinned, one path a line; $1: id of its sockhash.
 expected_pins() {
-  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$GUARDED","$CAPTURE"}
+  printf '%s\n' "$PIN_SOCKOPS" "$PIN_REDIR" "$PIN_MAP" "$PIN_DIR/"{"$SETTINGS","$COUNTERS","$MARKS","$CAPTURE","$SERVICES"}
   [[ ! $1 || ! -e $CONNECTIONS ]] || echo "$CONNECTIONS/$1"
-  ! jq -e '.[0].formatted.value.min_age > 0' "$TMP/settings" >/dev/null || echo "$ADOPT"
   local optional
   for optional in guard sidecar; do
     [[ ! -e $PIN_DIR/$optional ]] || "$BPFTOOL" -j btf dump file "$here/bpf/bpf_$optional.bpf.o" |
@@ -101,7 +101,7 @@ expected_pins() {
 # What is loaded, as status.jq takes it; nothing if sockfuse is off.  A map that is no
 # longer pinned is found by the program that uses it.
 read_state() {
-  local pin settings attached sockops=(pinned "$PIN_SOCKOPS") map counters guarded ports nets
+  local pin settings attached sockops=(pinned "$PIN_SOCKOPS") map counters services ports nets
   settings=$(our_settings | tail -n 1)
   [[ $settings ]] || return 0
   attached=$(our_attachments)
@@ -109,7 +109,7 @@ read_state() {
   shown prog show "${sockops[@]}" >"$TMP/sockops"
   shown map dump id "$settings" >"$TMP/settings"
   shown prog show pinned "$PIN_REDIR" >"$TMP/redir"
-  read -r map counters guarded ports nets < <(with_jq status map_ids -nr \
+  read -r map counters services ports nets < <(with_jq status map_ids -nr \
     --slurpfile sockops "$TMP/sockops" --slurpfile redir "$TMP/redir" --slurpfile maps <(shown map show))
   read_sockets "$map"
   jq -n --arg attached "$attached" --arg root "$(cgroup2_mount)" \
@@ -125,7 +125,8 @@ read_state() {
     --slurpfile map <(shown map show id "$map") \
     --slurpfile settings "$TMP/settings" \
     --slurpfile counters <(shown map dump id "$counters") \
-    --slurpfile guarded <(shown map dump id "$guarded") \
+    --slurpfile services <(shown map dump id "$services") \
+    --rawfile uptime /proc/uptime \
     --slurpfile sidecar <(shown map dump pinned "$SIDECAR/$SIDECAR_MAP") \
     --slurpfile ports <(shown map dump id "$ports") \
     --slurpfile nets <(shown map dump id "$nets") '$ARGS.named'
@@ -252,7 +253,7 @@ why() {
   need_command ss iproute2
   # shellcheck disable=SC2016 # of jq
   lines=$(with_why 'why($report[0]; $cgroups; $names; $rows; $wanted)' "$1" --rawfile rows "$1.rows" --arg wanted "$WHY" \
-    --argjson names "{\"load\": \"$(name_of load)\", \"adopt\": \"$(name_of adopt)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
+    --argjson names "{\"load\": \"$(name_of load)\", \"trace_lo_traffic\": \"$(name_of trace_lo_traffic)\"}" <"$TMP/established")
   if [[ $lines ]]; then
     printf 'local\tremote\tpath\twhy\n%s\n' "$lines" | align
   else

@@ -59,6 +59,7 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	u64 net_cookie; /* atomic64_t before 5.12: not taken for this */
 	struct netns_ipv4 ipv4;
 };
 
@@ -168,6 +169,7 @@ struct task_struct {
 	unsigned int flags;   /* PF_... */
 	void *worker_private; /* of a thread that works for io_uring: struct io_worker */
 	struct pipe_inode_info *splice_pipe;
+	unsigned long nvcsw; /* how often it has slept */
 };
 
 /* io_uring/io-wq.c, linux/io_uring_types.h */
@@ -437,6 +439,7 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	u64 session_id; /* of the open(2) of the pin */
 };
 
 struct bpf_iter__sockmap {
@@ -454,6 +457,7 @@ struct bpf_iter__task_file {
 
 /* net/ipv4/tcp_ipv4.c: what an iter/tcp program is given */
 struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common; /* NULL in the last call */
 };
 

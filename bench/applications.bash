@@ -16,6 +16,12 @@ APPLICATIONS=(
   "wrk-nginx-sendfile 16 100000 requests plain,fused"
   "wrk-nginx-no-sendfile 16 100000 requests plain,fused"
   "wrk-nginx-close 16 1000 requests plain,fused"
+  "ab-nginx-close 16 1000 requests plain,fused"
+  "wrk-nginx-close-sendfile 16 100000 requests plain,fused"
+  "wrk-nginx-close-no-sendfile 16 100000 requests plain,fused"
+  "vsftpd 1 100000 requests plain,fused"
+  "mosquitto-publish 1 128 messages plain,fused"
+  "logger-rsyslog 1 128 messages plain,fused"
   "pgbench-select 4 100 requests plain,fused,unix"
   "iperf3-1 1 131072 bytes plain,fused"
   "iperf3-8 8 131072 bytes plain,fused"
@@ -59,6 +65,20 @@ listen files
 END
 }
 
+vsftpd_configuration() {
+  printf '%s\n' listen=YES listen_address=127.0.0.1 listen_port=$((${FIRST_PORT[$1]} + 21)) anonymous_enable=YES anon_root=/tmp/www \
+    "secure_chroot_dir=/tmp/$1/empty" seccomp_sandbox=NO background=NO
+}
+
+rsyslog_configuration() {
+  printf '%s\n' 'module(load="imtcp")' "input(type=\"imtcp\" address=\"127.0.0.1\" port=\"$((${FIRST_PORT[$1]} + 14))\")" \
+    '*.* action(type="omfile" file="/dev/null")'
+}
+
+mosquitto_configuration() {
+  printf '%s\n' "listener $((${FIRST_PORT[$1]} + 83)) 127.0.0.1" "allow_anonymous true" "user root"
+}
+
 # serve MODE PORT COMMAND...: in the background, until it listens there
 serve() {
   local port=$2
@@ -89,6 +109,14 @@ start_servers() {
   serve "$mode" $((port + 90)) haproxy -f "/tmp/$mode/haproxy.conf"
   serve "$mode" $((port + 52)) iperf3 -s -p $((port + 52))
   serve "$mode" $((port + 11)) sockperf sr --tcp -i 127.0.0.1 -p $((port + 11))
+  mkdir "$directory/empty"
+  vsftpd_configuration "$mode" >"$directory/vsftpd.conf"
+  rsyslog_configuration "$mode" >"$directory/rsyslog.conf"
+  mosquitto_configuration "$mode" >"$directory/mosquitto.conf"
+  serve "$mode" $((port + 21)) vsftpd "/tmp/$mode/vsftpd.conf"
+  serve "$mode" $((port + 14)) rsyslogd -n -i NONE -f "/tmp/$mode/rsyslog.conf"
+  serve "$mode" $((port + 83)) mosquitto -c "/tmp/$mode/mosquitto.conf"
+  yes "url = ftp://127.0.0.1:$((port + 21))/100000" | head -n 1000 >"$directory/downloads"
 }
 
 start_applications() {
@@ -101,6 +129,7 @@ start_applications() {
   mkdir "$ROOT/tmp/www"
   head -c 1000 /dev/urandom >"$ROOT/tmp/www/1000"
   head -c 100000 /dev/urandom >"$ROOT/tmp/www/100000"
+  yes "$(printf '%0127d' 0)" | head -n 500000 >"$ROOT/tmp/lines"
   for mode in plain fused unix; do start_servers "$mode"; done
 }
 
@@ -123,6 +152,13 @@ select_of() {
   within "$1" "$POSTGRES/pgbench" -h $host -p $((${FIRST_PORT[$1]} + 54)) -U postgres -S -n -M prepared -c 4 -T 1 postgres 2>/dev/null | awk '/^tps/ { print $3 }'
 }
 
+# rate_of N COMMAND...: N in the time that it takes, a second
+rate_of() {
+  local start=$EPOCHREALTIME
+  "${@:2}" >/dev/null
+  awk -v n="$1" -v start="$start" -v end="$EPOCHREALTIME" 'BEGIN { print n / (end - start) }'
+}
+
 # client MODE NAME: one a second
 client() {
   case $2 in
@@ -134,6 +170,12 @@ client() {
     wrk-nginx-sendfile) requests_of "$1" 80 100000 ;;
     wrk-nginx-no-sendfile) requests_of "$1" 80 copied/100000 ;;
     wrk-nginx-close) requests_of "$1" 80 1000 -H 'Connection: close' ;;
+    wrk-nginx-close-sendfile) requests_of "$1" 80 100000 -H 'Connection: close' ;;
+    wrk-nginx-close-no-sendfile) requests_of "$1" 80 copied/100000 -H 'Connection: close' ;;
+    ab-nginx-close) within "$1" ab -q -c 16 -n 20000 "http://127.0.0.1:$((${FIRST_PORT[$1]} + 80))/1000" 2>/dev/null | awk '/^Requests per second/ { print $4 }' ;;
+    vsftpd) rate_of 1000 within "$1" curl -sS -K "/tmp/$1/downloads" ;;
+    mosquitto-publish) rate_of 500000 within "$1" mosquitto_pub -p $((${FIRST_PORT[$1]} + 83)) -t t -l <"$ROOT/tmp/lines" ;;
+    logger-rsyslog) rate_of 500000 within "$1" logger --server 127.0.0.1 --port $((${FIRST_PORT[$1]} + 14)) --tcp --file /tmp/lines ;;
     pgbench-select) select_of "$1" ;;
     iperf3-*) within "$1" iperf3 -J -c 127.0.0.1 -p $((${FIRST_PORT[$1]} + 52)) -t 1 -P "${2#iperf3-}" | jq '.end.sum_received.bits_per_second / 8' ;;
     sockperf)

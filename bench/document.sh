@@ -82,17 +82,17 @@ Why, as the profiles below show it, and what was tried:
   the cache still has it. With the sockops program attached and nothing entering the map, the same
   connections have 0.98 of plain TCP. Without the callbacks for state changes and for segments
   nothing measurable is gained (0.89 either way). Storage for each socket cost 8 points more, and is
-  made only for connections that last. Services whose last connections were short could be kept out
-  without being asked (tried: 0.97 and 0.91), but then not every connection would be fused from its
-  first byte. Short connections are better left out: `--exclude-port`, or `--min-age` (table above).
+  made only for connections that last. So a service whose connections are short is left on TCP
+  after 16 of them, and tried again from time to time ([design.md](design.md#services-teach)).
+  The first ones are fused from their first byte.
 - **A stream of small writes** begins in the sockhash, where a write costs two to four times what it
-  costs TCP, which merges them. It leaves after 16,384 messages. Before that it may have a third of
-  TCP's speed. From then on it is plain TCP. What still differs is what one connection of plain TCP
-  differs from the next.
+  costs TCP, which merges them. It leaves after some 64 messages and 1 ms. Before that it may have a
+  third of TCP's speed. From then on it is plain TCP. What still differs is what one connection of
+  plain TCP differs from the next.
 - **Files by `sendfile`** are copied by a socket in a map, and not by TCP. 32 KB and more at once go
-  by TCP, and after 64 of them the connection leaves the map. The runs of 2 s include that
+  by TCP, and after four of them the connection leaves the map. The runs of 2 s include that
   beginning. A service that sends large files, each on a new connection, is better left out:
-  `--exclude-port`, or `--min-age`.
+  `--exclude-port`.
 - **Answers of 100 KB in writes of 32 KB** (nginx without `sendfile`): each write is a message with
   pages of its own, which the reader takes 8 KB at a time. A larger message is gathered into one
   block of pages, which the allocator gives back warm. Messages of 32 KB cannot be.

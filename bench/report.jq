@@ -31,7 +31,7 @@ if $ARGS.named.readme then readme else
 "*\(.processor), \(.processors) processors, \(.kernel), \(.date), \(.rounds) rounds and more, medians*",
 table("### Two processes";
   "| case | bytes | on | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain | p99 µs, plain → fused |\n|---|---:|---|---:|---:|---:|---|---:|---:|---:|";
-  .cases[] | select(.unix and .how != "application" and .how != "min-age");
+  .cases[] | select(.unix and .how != "application");
   "\(name) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused", "unix"])) | \(.fused_to_plain | interval) | \(unix) | \(.cpu_fused_to_plain.median | places(2)) | \(if .kind == "rr" then "\(.plain.p99_us | places(1)) → \(.fused.p99_us | places(1))" else "" end)"),
 table("### Applications";
   "| case | connections | bytes | plain TCP | fused | Unix socket | fused / plain (95 %) | fused / Unix | CPU, fused / plain |\n|---|---:|---:|---:|---:|---:|---|---:|---:|";
@@ -42,10 +42,6 @@ table("### Applications";
     "| idle connections | plain TCP | fused | fused / plain (95 %) | time a message, fused, by that with none | kernel memory of an idle one, plain → fused |\n|---:|---:|---:|---|---:|---:|";
     $scale[];
     "\(.idle) | \(amounts(["plain", "fused"])) | \(.fused_to_plain | interval) | \($scale[0].fused.per_second / .fused.per_second | places(2)) | \(if .idle < 10000 then "" else "\(.plain.memory_bytes) → \(.fused.memory_bytes) bytes" end)")),
-table("### With `load.sh --min-age 1`: short connections stay out";
-  "| case | bytes | on | plain TCP | with | ratio (95 %) | CPU, ratio |\n|---|---:|---|---:|---:|---|---:|";
-  .cases[] | select(.how == "min-age");
-  "\(.kind)\(if .kind == "rr" then ", after 3 s" else "" end) | \(.bytes) | \(.processors) | \(amounts(["plain", "fused"])) | \(.fused_to_plain | interval) | \(.cpu_fused_to_plain.median | places(2))"),
 table("### To another host (a network namespace behind veth): nothing is fused";
   "| case | bytes | without sockfuse | with | ratio (95 %) | CPU, ratio |\n|---|---:|---:|---:|---|---:|";
   .cases[] | select(.how == "remote");

@@ -65,7 +65,6 @@ measure() {
     rounds=$((rounds + 2)) # plain TCP itself differs from one to the next, by 2 and more
     options+=("${lasting[@]}")
   fi
-  [[ $4/$5 != rr/min-age ]] || options+=(--after 3)
   case=$(case_of "${@:4}" "$1")
   say "$case"
   for ((round = 0; round < rounds; round++)); do
@@ -149,16 +148,6 @@ measure_applications() {
       done
     done
   done < <(printf '%s\n' "${APPLICATIONS[@]}")
-}
-
-# With load.sh --min-age 1: what is short is never fused, what lasts is.
-measure_aged() {
-  "$here/../load.sh" --quiet --cgroup "$FUSED" --max-connections 131072 --min-age 1
-  "$here/../adopt.sh" --quiet --every 1 &
-  measure one 0 0 connect min-age 1 64
-  [[ $last_cpu == 0 ]] || measure two 0 "$last_cpu" connect min-age 1 64
-  measure one 0 0 rr min-age 1 64
-  ! ((${#APPLICATIONS[@]})) || measure_applications min-age wrk-nginx-close wrk-nginx-sendfile wrk-nginx-no-sendfile
 }
 
 for case in "${CASES[@]}"; do

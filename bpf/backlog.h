@@ -12,7 +12,8 @@
 
 #define BULK_BYTES 49152   /* writes of so many and more stream better fused */
 #define STREAM_BYTES 32768 /* for smaller ones such a backlog is a stream, no answer */
-#define MAX_WAITING 32	   /* messages */
+#define MAX_WAITING 32	   /* messages, */
+#define MAX_UNREAD 1024	   /* or so many, where TCP would be wrong behind them */
 
 #define STILL_NS 30000	   /* a reader that has done nothing for so long is not at work */
 #define CATCH_UP_LOOKS 300 /* at the reader, in some 240 us */

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Optional: puts connections into sock_ops_map that are established already: those from
- * before the load (load.sh --adopt), or all once they are some seconds old (--min-age),
- * so that short ones do not pay for it.  Pinned as a BPF iterator; each read of the pin
- * runs this once for each TCP socket of the reader's network namespace.  The kernel holds
- * the socket's lock meanwhile (bpf_iter_tcp_seq_show), so nobody is in the middle of
- * sending or receiving.
+ * Optional: puts connections into sock_ops_map that were established before the load
+ * (load.sh --adopt).  Pinned as a BPF iterator; each read of the pin runs this once for
+ * each TCP socket of the reader's network namespace.  The kernel holds the socket's lock
+ * meanwhile (bpf_iter_tcp_seq_show), so nobody is in the middle of sending or receiving.
  *
  * Both ends enter or none: a read notes each end that may, and the next one puts those in
- * whose other end was noted too.  bpf_redirect.bpf.c sends the first message of each
- * direction by TCP, and so gets a reader out of tcp_recvmsg() that was inside, unseen.
+ * of which both ends were noted before it began.  bpf_redirect.bpf.c sends the first
+ * message of each direction by TCP, and so gets a reader out of tcp_recvmsg() that was
+ * inside, unseen.
  */
 #define PINNING LIBBPF_PIN_BY_NAME
 #include "enter.h"
@@ -33,13 +32,13 @@ struct {
 		});
 } fuse_adopters SEC(".maps");
 
-/* When an end was first seen (ktime), by the key under which it would be stored. */
+/* Which read of the pin noted an end, by the key under which it would be stored. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072); /* ends */
 	__type(key, struct pair_key);
 	__type(value, u64);
-} fuse_seen SEC(".maps");
+} fuse_noted SEC(".maps");
 
 /* The cgroups of load.sh --cgroup, by id, the lowest byte first. */
 struct {
@@ -68,21 +67,19 @@ static __always_inline bool in_cgroup(struct tcp_sock *tp)
 	return false;
 }
 
-/* Nanoseconds for which both ends have been noted; 0 if only one is. */
-static __always_inline u64 age_of(struct tcp_sock *tp, const struct pair_key *key)
+/* read: the number of this one.  Had earlier ones noted both ends? */
+static __always_inline bool both_noted(struct tcp_sock *tp, const struct pair_key *key,
+				       u64 read)
 {
+	u64 *own = bpf_map_lookup_elem(&fuse_noted, key), *other;
 	struct pair_key peer;
-	u64 *own_seen, *peer_seen, now = bpf_ktime_get_ns();
 
-	own_seen = bpf_map_lookup_elem(&fuse_seen, key);
-	if (!own_seen)
-		bpf_map_update_elem(&fuse_seen, key, &now, BPF_NOEXIST);
-	if (!peer_key(tp, &peer)) /* those adopted are both on loopback */
-		return 0;
-	peer_seen = bpf_map_lookup_elem(&fuse_seen, &peer);
-	if (!own_seen || !peer_seen)
-		return 0;
-	return now - (*own_seen > *peer_seen ? *own_seen : *peer_seen);
+	if (!own)
+		bpf_map_update_elem(&fuse_noted, key, &read, BPF_NOEXIST);
+	if (!own || *own == read || !peer_key(tp, &peer))
+		return false;
+	other = bpf_map_lookup_elem(&fuse_noted, &peer);
+	return other && *other != read;
 }
 
 static __always_inline bool call_back(struct tcp_sock *tp, struct direction *direction)
@@ -125,6 +122,7 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 {
 	struct settings *set = array_value(&fuse_settings);
 	struct sock_common *common = ctx->sk_common;
+	struct service service;
 	struct pair_key key;
 	struct tcp_sock *tp;
 	bool connected;
@@ -136,12 +134,15 @@ int bpf_adopt(struct bpf_iter__tcp *ctx)
 	/* One that was in the map has left it for good. */
 	if (bpf_sk_storage_get(&fuse_directions, tp, NULL, 0))
 		return 0;
-	if (!tell_end(tp, &connected) || kept_out(set, tp, connected) || !in_cgroup(tp))
+	if (!tell_end(tp, &connected))
 		return 0;
-	if (IS_SPLICERS(set, tp) || (set->nonblocking && !never_waits(tp)))
+	service = service_of(tp, connected);
+	if (excluded(set, &service) || kept_out(tp, &service, false) || !in_cgroup(tp))
+		return 0;
+	if (IS_SPLICERS(set, tp))
 		return 0;
 	key = own_key(tp, connected);
-	if (age_of(tp, &key) > set->min_age * NS_PER_S)
+	if (both_noted(tp, &key, ctx->meta->session_id))
 		adopt(set, tp, &key, connected);
 	return 0;
 }

@@ -8,7 +8,9 @@
  * enter one after the other, in any order and sometimes late: bpf_redirect.bpf.c sends by
  * TCP until it finds its peer.
  */
+#include "diallers.h"
 #include "enter.h"
+#include "flows.h"
 #include "nets.h"
 #include "seam.h"
 
@@ -49,8 +51,13 @@ static __always_inline u32 stays_out(struct bpf_sock_ops *skops, struct bpf_sock
 				     struct settings *set, struct tcp_sock *tp,
 				     bool connected, bool local)
 {
-	u32 outcome = kept_out(set, tp, connected);
+	struct service service = service_of(tp, connected);
+	u32 outcome = local && !connected ? follow_word(tp) : 0;
 
+	if (!outcome)
+		outcome = excluded(set, &service);
+	if (!outcome) /* what --port names is always fused */
+		outcome = kept_out(tp, &service, connected && !set->listed);
 	if (!outcome && IS_SPLICERS(set, sk)) {
 		outcome = OUTCOME(ends_may_splice);
 		if (!connected) /* another address of the port may have made it forget */
@@ -65,25 +72,27 @@ static __always_inline u32 stays_out(struct bpf_sock_ops *skops, struct bpf_sock
 	return outcome;
 }
 
-static __always_inline void put_in(struct bpf_sock_ops *skops, struct tcp_sock *tp,
-				   bool connected, bool local)
+/* As stays_out(). */
+static __always_inline u32 put_in(struct bpf_sock_ops *skops, struct settings *set,
+				  struct tcp_sock *tp, bool connected, bool local)
 {
+	struct service service = service_of(tp, connected);
 	struct pair_key key = own_key(tp, connected);
 	/* BPF_NOEXIST: who comes later with a known key never takes it over. */
 	long err = bpf_sock_hash_update(skops, &sock_ops_map, &key, BPF_NOEXIST);
-	u32 outcome = err == -E2BIG ? OUTCOME(ends_map_full) : OUTCOME(ends_refused);
 
-	if (!err) {
-		COUNT(ends_tracked);
-		bpf_sock_ops_cb_flags_set(skops,
-					  skops->bpf_sock_ops_cb_flags | CALLBACKS);
-		return;
+	if (err) {
+		if (!local)
+			unpair(tp, false);
+		return err == -E2BIG ? OUTCOME(ends_map_full) : OUTCOME(ends_refused);
 	}
-	count(outcome);
+	COUNT(ends_tracked);
+	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags | CALLBACKS);
 	if (connected)
-		keep_peer_out(tp, isns_of(tp).sender_isn, outcome);
-	if (!local)
-		unpair(tp, false);
+		begin_flow(isns_as_one(tp), &service, set->listed);
+	else
+		join_flow(tp);
+	return 0;
 }
 
 static __always_inline void track(struct bpf_sock_ops *skops)
@@ -94,7 +103,7 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp;
 	u32 outcome;
 
-	if (!set || !set->fuse || set->min_age)
+	if (!set || !set->fuse)
 		return;
 	tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tp)
@@ -105,15 +114,12 @@ static __always_inline void track(struct bpf_sock_ops *skops)
 	if (set->trace)
 		trace_end(tp, connected);
 	outcome = stays_out(skops, sk, set, tp, connected, local);
-	if (!outcome) {
-		put_in(skops, tp, connected, local);
-		return;
-	}
-	count(outcome);
-	/* Before it acknowledges the SYN-ACK, by which the other end is
-	 * established; that finds out by itself what port it has. */
-	if (connected && outcome != OUTCOME(ends_excluded))
-		keep_peer_out(tp, isns_of(tp).sender_isn, outcome);
+	if (!outcome)
+		outcome = put_in(skops, set, tp, connected, local);
+	if (outcome)
+		count(outcome);
+	if (connected && local)
+		leave_word(tp, outcome);
 }
 
 /* Before it (5.19, and stable kernels) a reset takes a socket out (sock_map_unhash). */
@@ -173,6 +179,7 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 
 	if (!tp || !sk)
 		return;
+	end_flow(tp);
 	unpair(tp, true);
 	if (!&sock_map_destroy)
 		forget_marks(tp);

@@ -3,13 +3,13 @@
  * Optional: sees what no state of a socket shows, namely what the application does
  * with it.  Where a fused socket would answer a call otherwise than TCP, the
  * direction goes by TCP from then on (fuse_marks), and so do the next connections
- * of the service from their start (fuse_guarded).
+ * of the service from their start (services.h).
  *
  * All but guard_splice() and guard_ulp() attach to functions that the kernel puts in
  * place of TCP's for a socket in a sockhash, so no other socket pays for them.  Needs
  * BTF trampolines; load.sh says so where the kernel has none.
  */
-#include "maps.h"
+#include "services.h"
 #include <linux/io_uring.h>
 
 #define EAGAIN 11
@@ -33,7 +33,6 @@
 #define NR_SENDFILE_ARM 187
 #define NR_SENDFILE64_ARM 239
 
-extern const void tcp_recvmsg __ksym __weak;
 extern const void tcp_bpf_recvmsg __ksym __weak; /* static: known by its address alone */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -142,27 +141,12 @@ static __always_inline u64 mark(struct sock *sk, u64 add)
 	return __sync_fetch_and_or(&marks->seen, add);
 }
 
-/* load.sh --min-age: what is seen before it is adopted counts, too. */
-static __always_inline bool may_be_adopted(struct sock *sk)
-{
-	struct settings *set = array_value(&fuse_settings);
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-	return tp && set && set->min_age && both_ends_loopback(tp) &&
-	       (void *)sk->__sk_common.skc_prot->recvmsg == &tcp_recvmsg;
-}
-
-/* A socket that may be adopted later is in no map: its counters tell which end it is. */
-static __always_inline void learn_of(struct sock *sk, u32 reason)
+static __always_inline void learn_of(struct sock *sk, u16 reason)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct service service;
-	bool connected;
 
-	if (!tp || learn(tp, reason) || !may_be_adopted(sk) || !tell_end(tp, &connected))
-		return;
-	service = service_of(tp, connected);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	if (tp)
+		learn(tp, reason);
 }
 
 /* With --careful, a reader that has not read yet gets nothing fused from now on. */
@@ -196,13 +180,7 @@ int guard_splice(u64 *ctx)
 		return 0;
 	socket = bpf_sock_from_file(file);
 	sk = socket ? socket->sk : NULL;
-	if (!sk)
-		return 0;
-	if (may_be_adopted(sk)) {
-		learn_of(sk, REASON_SPLICE);
-		return 0;
-	}
-	if ((void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg ||
+	if (!sk || (void *)sk->__sk_common.skc_prot->recvmsg != &tcp_bpf_recvmsg ||
 	    may_splice(sk))
 		return 0;
 	learn_of(sk, REASON_SPLICE);

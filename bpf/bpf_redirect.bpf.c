@@ -239,9 +239,6 @@ static __always_inline u32 hand_over(struct sk_msg_md *msg, struct settings *set
 		if (outcome)
 			return outcome;
 	}
-	if (msg->size >= BULK_BYTES && streams(own, peer) &&
-	    backlog_of(peer) > CACHE_BYTES)
-		gather(msg);
 	return FUSED;
 }
 
@@ -274,22 +271,22 @@ static __always_inline void count_fused_message(u32 size)
 static __always_inline void note_fused(struct sk_msg_md *msg, struct tcp_sock *own,
 				       struct tcp_sock *peer, struct direction *direction)
 {
-	bool several = several_readers(peer);
+	u32 verdict = note_message(own, peer, msg->size, FUSED);
+	bool leaves = several_readers(peer) || verdict == TCPS;
 
-	if (!direction &&
-	    (several || msg->size >= BULK_BYTES || bpf_get_prandom_u32() % SAMPLE == 0)) {
+	if (verdict == BULK_AGAIN && backlog_of(peer) > CACHE_BYTES)
+		gather(msg);
+	if (!direction && (leaves || msg->size >= BULK_BYTES)) {
 		direction = direction_of(msg->sk);
 		if (direction)
 			direction->peer = peer;
 	}
 	if (!direction)
 		return;
-	direction->leaving |= several;
+	direction->leaving |= leaves;
 	direction->quiet = 0;
 	direction->outcome = FUSED;
 	direction->fused_bytes += msg->size;
-	if (msg->size < BULK_BYTES)
-		count_fused(direction, own, peer);
 }
 
 /*
@@ -373,7 +370,7 @@ static __always_inline void note_by_tcp(struct sk_msg_md *msg, struct settings *
 	if (!direction->quiet)
 		direction->quiet = quiet(own);
 	direction->outcome = outcome;
-	count_by_tcp(direction, msg->size, outcome);
+	count_by_tcp(direction, own, msg->size, outcome);
 }
 
 SEC("sk_msg")

@@ -9,7 +9,7 @@
  * too: --adopt leaves them on TCP.
  */
 #define PINNING LIBBPF_PIN_BY_NAME
-#include "splicers.h"
+#include "enter.h"
 
 #define TCP_LISTEN 10
 
@@ -21,31 +21,43 @@ static __always_inline bool is_tcp(struct sock *sk)
 	       READ(sk, sk_protocol) == IPPROTO_TCP;
 }
 
-static __always_inline void note_service(struct sock *sk, u32 reason)
+static __always_inline void note_service(struct sock *sk)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct service service = {
 		.netns = READ(net, ns.inum),
+		.cookie = bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie)
+								 : 0,
 		.port = READ(sk, __sk_common.skc_num),
 		.user = ANYBODY,
 	};
 
 	if (READ_BITFIELD(sk, __sk_common.skc_state) == TCP_LISTEN)
-		bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+		note_reason(&service, REASON_MAY_SPLICE);
 }
 
-/* Before 5.11 a socket cannot be marked from here. */
-static __always_inline void note_unmarked(struct file *file)
+/*
+ * Before 5.11 a socket cannot be marked from here, and a record of fuse_services may be
+ * pushed out.  So its port is left out, in every network namespace.
+ */
+static __always_inline void leave_port_out(struct file *file)
 {
 	struct inode *inode = READ(file, f_inode);
 	struct socket *socket = READ(file, private_data);
+	u8 value = PORT_MAY_SPLICE, *listed;
 	struct sock *sk;
+	u16 port;
 
 	if ((READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return;
 	sk = READ(socket, sk);
-	if (is_tcp(sk))
-		note_service(sk, REASON_SPLICED_BEFORE);
+	if (!is_tcp(sk) || READ_BITFIELD(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return;
+	note_service(sk);
+	port = READ(sk, __sk_common.skc_num);
+	listed = bpf_map_lookup_elem(&fuse_ports, &port);
+	if (!listed || *listed) /* not what --exclude-port names: status.sh shows that */
+		bpf_map_update_elem(&fuse_ports, &port, &value, BPF_ANY);
 }
 
 SEC("iter/task_file")
@@ -63,7 +75,7 @@ int bpf_splicers(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)) {
 		if (stays_out)
-			note_unmarked(file);
+			leave_port_out(file);
 		return 0;
 	}
 	socket = bpf_sock_from_file(file);
@@ -74,6 +86,6 @@ int bpf_splicers(struct bpf_iter__task_file *ctx)
 		return 0;
 	bpf_sk_storage_get(&fuse_splicers, socket->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (stays_out)
-		note_service(socket->sk, REASON_MAY_SPLICE);
+		note_service(socket->sk);
 	return 0;
 }

@@ -33,9 +33,10 @@ struct counters {
 	u64 ends_tracked;	/* sockets that entered the map */
 	u64 ends_left_out;	/* kernel socket, repair mode, upper-layer protocol */
 	u64 ends_excluded;	/* load.sh --port, --exclude-port */
-	u64 ends_remote;     /* load.sh --net: the other end is none that is known here */
-	u64 ends_guarded;    /* their service is in fuse_guarded */
-	u64 ends_may_splice; /* they or their peers may, splicers.h */
+	u64 ends_remote;	/* the other end is none that is known here */
+	u64 ends_guarded;	/* their service does what only TCP serves, services.h */
+	u64 ends_may_splice;	/* they or their peers may, splicers.h */
+	u64 ends_no_gain;	/* their service gains nothing */
 	u64 ends_map_full;
 	u64 ends_refused; /* in another map already, or the kernel did not take it */
 	u64 ends_unfused; /* left the map while they lived, leave() */

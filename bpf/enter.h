@@ -10,6 +10,8 @@
 /* What bpf_contrack.bpf.c is called for on a socket in the map. */
 #define CALLBACKS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
 
+#define PORT_MAY_SPLICE 3 /* bpf_splicers.bpf.c */
+
 /* 1: load.sh --port; 0: --exclude-port; 2: left out unless it is listed */
 struct {
 	__uint(pinning, PINNING);
@@ -46,39 +48,23 @@ static __always_inline bool is_kernels(struct tcp_sock *tp)
 		(const void *)sk->sk_data_ready != &sock_def_readable);
 }
 
-/*
- * The counter, if the service, or a client of this end's user, was seen to make a call
- * that only TCP serves; else 0.  Only the end that connects knows its user, so it may
- * stay out alone; keep_peer_out() then takes the other one along.
- */
-static __always_inline u32 guarded(struct service service)
+/* The counter that tells why connections to this port stay out, 0 if they may enter. */
+static __always_inline u32 excluded(struct settings *set, struct service *service)
 {
-	u32 *reason = bpf_map_lookup_elem(&fuse_guarded, &service);
+	u16 port = service->port;
+	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
 
-	if (!reason && service.user != ANYBODY) {
-		service.user = ANYBODY;
-		reason = bpf_map_lookup_elem(&fuse_guarded, &service);
-	}
-	if (!reason)
-		return 0;
-	return *reason < REASON_MAY_SPLICE ? OUTCOME(ends_guarded)
-					   : OUTCOME(ends_may_splice);
+	if (listed && *listed == PORT_MAY_SPLICE)
+		return OUTCOME(ends_may_splice);
+	return (listed ? *listed != 1 : set->listed) ? OUTCOME(ends_excluded) : 0;
 }
 
-/* The counter that tells why a socket may not enter, 0 if it may. */
-static __always_inline u32 kept_out(struct settings *set, struct tcp_sock *tp,
-				    bool connected)
+/* The counter that tells why a socket of this service may not enter, 0 if it may. */
+static __always_inline u32 kept_out(struct tcp_sock *tp, struct service *service,
+				    bool gain)
 {
-	struct service service = service_of(tp, connected);
-	u16 port = service.port;
-	u8 *listed = bpf_map_lookup_elem(&fuse_ports, &port);
-	u32 outcome;
+	u32 outcome = left_on_tcp(*service, gain);
 
-	if (listed ? *listed != 1 : set->listed)
-		return OUTCOME(ends_excluded);
-	outcome = connected ? 0 : outcome_of_dialler(tp); /* first: takes the entry out */
-	if (!outcome)
-		outcome = guarded(service);
 	if (outcome)
 		return outcome;
 	if (is_kernels(tp) || not_plain_tcp(tp))

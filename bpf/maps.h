@@ -22,15 +22,13 @@ struct settings {
 	u8 fuse;  /* 0: every message goes by TCP, no socket enters the map */
 	u8 trace; /* 1: a line in the trace pipe for each end of a connection */
 	u8 marks; /* MARKS_...: look at fuse_marks; bpf_guard.bpf.c, load.sh --careful */
-	u8 careful; /* 1: fuse only for readers that have been seen to read plainly */
-	u8 account; /* 1: bytes and age of each connection, struct direction */
-	u8 min_age; /* seconds; not 0: bpf_adopt.bpf.c alone puts sockets into the map */
-	u8 nets;    /* 1: fuse_nets holds networks; nets.h */
-	u8 listed;  /* 1: only services whose ports are in fuse_ports; enter.h */
-	u8 refresh; /* seconds after which a message goes by TCP again; 0: no --net */
-	u8 nonblocking; /* 1: bpf_adopt.bpf.c takes ends that are O_NONBLOCK alone */
-	u8 sealed;	/* 1: fuse_sealed is to be looked at; leave.h */
-	u8 splicers;	/* not 0: who may splice stays out, splicers.h; 2: no guard */
+	u8 careful;  /* 1: fuse only for readers that have been seen to read plainly */
+	u8 account;  /* 1: bytes and age of each connection, struct direction */
+	u8 nets;     /* 1: fuse_nets holds networks; nets.h */
+	u8 listed;   /* 1: only services whose ports are in fuse_ports; enter.h */
+	u8 refresh;  /* seconds after which a message goes by TCP again; 0: no --net */
+	u8 sealed;   /* 1: fuse_sealed is to be looked at; leave.h */
+	u8 splicers; /* not 0: who may splice stays out, splicers.h; 2: no guard */
 };
 
 struct {
@@ -66,39 +64,6 @@ struct {
 	__type(value, struct marks);
 } fuse_marks SEC(".maps");
 
-#define ANYBODY (~0U) /* the kernel's own "no user" */
-
-struct service {
-	u32 netns; /* inode number, as in /proc/PID/ns/net */
-	u32 port;  /* that it listens on, host byte order */
-	u32 user;  /* who connects, as the first user namespace numbers users; ANYBODY */
-};
-
-/*
- * Services whose next connections are plain TCP from the start, for what was seen of an
- * earlier one.  What a client did concerns that user's connections to the service alone;
- * what the service itself did concerns ANYBODY's.  Who fills it pushes out what is not
- * used.
- */
-struct {
-	__uint(pinning, PINNING);
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384); /* services */
-	__type(key, struct service);
-	__type(value, u32); /* enum reason */
-} fuse_guarded SEC(".maps");
-
-enum reason {
-	REASON_SPLICE = 1,
-	REASON_RECV_FLAGS,	 /* MSG_WAITALL, MSG_TRUNC, MSG_OOB */
-	REASON_SEND_FLAGS,	 /* MSG_OOB */
-	REASON_INTERRUPTED,	 /* a blocking recv answered EAGAIN */
-	REASON_ULP,		 /* TCP_ULP: kTLS */
-	REASON_RECV_BESIDE_SEND, /* reader_beside(), wakes_writer() */
-	REASON_MAY_SPLICE,	 /* splicers.h */
-	REASON_SPLICED_BEFORE,	 /* before the load; no socket is marked, so this stays */
-};
-
 /*
  * Ends, by their keys in sock_ops_map, whose peer has sealed its direction: it sends by
  * TCP alone from now on, and none of its fused messages is under way (leave.h).  Such an
@@ -114,8 +79,7 @@ struct {
 /*
  * What a direction keeps, by its sender's socket.  Without load.sh --account it has one
  * of these only once it has sent bytes by TCP or BULK_BYTES at a time, its reader did not
- * keep up, or one of its messages was drawn for SAMPLE: short connections that never fall
- * back pay for none.
+ * keep up, or it is to leave the map: dialogues that never fall back pay for none.
  */
 #define SEEN (1ULL << 32)
 
@@ -124,11 +88,8 @@ struct direction {
 	u64 returned;	   /* SEEN | write_seq when no reader was inside tcp_recvmsg() */
 	u32 waiting;	   /* no more messages than these wait, edge_reader_full() */
 	u16 stream;	   /* so many small messages go by TCP once nothing waits */
-	u32 small;	   /* messages below BULK_BYTES that were fused */
-	u32 streamed;	   /* count_streamed() */
 	u32 blocked;	   /* messages in a row, reader_blocked() */
 	u64 futile;	   /* ktime until which no message waits in place */
-	u64 sampled;	   /* ktime of the last SAMPLE of small ones */
 	u8 seam;	   /* has sent by TCP to an edge-triggered reader, seam.h */
 	u8 adopted;	   /* nothing has gone by TCP since both ends are in the map */
 	u8 leaving;	   /* is to leave the map: goes by TCP once nothing fused waits */
@@ -204,60 +165,4 @@ static __always_inline bool reader_unseen(struct settings *set, struct tcp_sock 
 static __always_inline bool nothing_fused(struct settings *set, struct tcp_sock *tp)
 {
 	return reader_unseen(set, tp) && no_fused_bytes(psock_of(tp));
-}
-
-/* The service that this end's doings concern.  Only the end that connected has a user. */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
-{
-	struct sock *sk = sk_of(tp);
-	struct net *net = READ(sk, __sk_common.skc_net.net);
-
-	return (struct service){
-		.netns = READ(net, ns.inum),
-		.port = connected ? bpf_ntohs(READ(sk, __sk_common.skc_dport))
-				  : READ(sk, __sk_common.skc_num),
-		.user = connected ? READ(sk, sk_uid.val) : ANYBODY,
-	};
-}
-
-/* Is this the end that connected?  The key under which it is stored tells. */
-static __always_inline bool stored_as_connected(struct tcp_sock *tp,
-						struct pair_key *stored)
-{
-	return stored->sender_isn == own_key(tp, true).sender_isn;
-}
-
-/*
- * Its service takes TCP from the next connection on; only with this user if the end is
- * the client's.  False: it is in no map.
- */
-static __always_inline bool learn(struct tcp_sock *tp, u32 reason)
-{
-	struct service service;
-	struct pair_key stored;
-
-	if (!stored_key(tp, &stored))
-		return false;
-	service = service_of(tp, stored_as_connected(tp, &stored));
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
-	return true;
-}
-
-/*
- * What both ends of a connection do together concerns its client's user alone.  False:
- * one is in no map, or what was kept as the peer's address is another's by now.
- */
-static __always_inline bool learn_pair(struct tcp_sock *own, struct tcp_sock *peer,
-				       u32 reason)
-{
-	struct pair_key stored, peers, wanted;
-	struct service service;
-
-	if (!stored_key(own, &stored) || !stored_key(peer, &peers) ||
-	    !peer_key(own, &wanted) || peers.netns != wanted.netns ||
-	    peers.sender_isn != wanted.sender_isn || peers.peer_isn != wanted.peer_isn)
-		return false;
-	service = service_of(stored_as_connected(own, &stored) ? own : peer, true);
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
-	return true;
 }

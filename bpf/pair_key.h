@@ -92,6 +92,20 @@ static __always_inline struct pair_key isns_of(struct tcp_sock *tp)
 	};
 }
 
+/* The two numbers as this end sees them, in one */
+static __always_inline u64 isns_as_one(struct tcp_sock *tp)
+{
+	struct pair_key key = isns_of(tp);
+
+	return (u64)key.sender_isn << 32 | key.peer_isn;
+}
+
+/* The same as the end that connected sees them, from what the other one sees */
+static __always_inline u64 as_connected(u64 isns)
+{
+	return (u64)((u32)isns - 1) << 32 | isns >> 32;
+}
+
 /* The key under which the peer is stored, of an end that knows which it is. */
 static __always_inline struct pair_key peer_key_of(struct tcp_sock *tp, bool connected)
 {

@@ -10,7 +10,6 @@
 #include "waiters.h"
 
 #define EDGE_BYTES 65536     /* a request or an answer, edge_reader_full() */
-#define MAX_UNREAD 1024	     /* messages, where TCP would be wrong behind them */
 #define DRAIN_WAIT_NS 100000 /* a reader is given so long at the most, */
 #define DRAIN_SPINS 250	     /* with so many looks at it, */
 #define DRAIN_PAUSES 16	     /* and pauses of some 20 ns between them */

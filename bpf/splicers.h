@@ -13,7 +13,7 @@
  */
 #pragma once
 
-#include "maps.h"
+#include "services.h"
 
 #define SIGBUS 7 /* asm-generic/signal.h */
 #define SIGSEGV 11
@@ -41,50 +41,6 @@ struct {
 	__type(key, int);
 	__type(value, u8);
 } fuse_splicers SEC(".maps");
-
-/*
- * Ends that connect on loopback and stay out, by dialler(), until they are accepted: the
- * counter that tells why.  The end that accepts has to stay out, too: alone in the map it
- * could not do what TCP's own can (TCP_ULP, say), and FIONREAD would count none of the
- * bytes that it reads, by which nginx takes a large request for read.
- */
-struct {
-	__uint(pinning, PINNING);
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096); /* ends */
-	__type(key, struct pair_key);
-	__type(value, u8);
-} fuse_diallers SEC(".maps");
-
-/* The end that connected, by its initial sequence number */
-static __always_inline struct pair_key dialler(struct tcp_sock *tp, u32 isn)
-{
-	return (struct pair_key){
-		.netns = (u64)sk_of(tp)->__sk_common.skc_net.net,
-		.sender_isn = isn,
-	};
-}
-
-/* outcome: of an end that connects, and whose first byte will have isn + 1 */
-static __always_inline void keep_peer_out(struct tcp_sock *tp, u32 isn, u8 outcome)
-{
-	struct pair_key key = dialler(tp, isn);
-
-	if (both_ends_loopback(tp))
-		bpf_map_update_elem(&fuse_diallers, &key, &outcome, BPF_ANY);
-}
-
-/* Of an end that accepted: the outcome that its peer had, or 0 */
-static __always_inline u32 outcome_of_dialler(struct tcp_sock *tp)
-{
-	struct pair_key key = dialler(tp, isns_of(tp).peer_isn - 1);
-	u8 *found = bpf_map_lookup_elem(&fuse_diallers, &key);
-	u32 outcome = found ? *found : 0;
-
-	if (outcome)
-		bpf_map_delete_elem(&fuse_diallers, &key);
-	return outcome;
-}
 
 /* A macro: CO-RE relocates an element whose number is a constant where it stands. */
 #define HANDLER(sighand, signal) ((u64)READ(sighand, action[(signal)-1].sa.sa_handler))
@@ -114,8 +70,9 @@ static __always_inline bool is_named(struct task_struct *task)
 static __always_inline bool may_splice(struct task_struct *task)
 {
 	struct program go = {};
+	struct task_struct *leader = READ(task, group_leader);
 
-	return is_named(task) || is_named(READ(task, group_leader)) ||
+	return is_named(task) || (leader != task && is_named(leader)) ||
 	       (bpf_map_lookup_elem(&fuse_programs, &go) && is_go(task));
 }
 
@@ -123,9 +80,8 @@ static __always_inline bool may_splice(struct task_struct *task)
 static __always_inline void note_splicers_service(struct tcp_sock *tp)
 {
 	struct service service = service_of(tp, false);
-	u32 reason = REASON_MAY_SPLICE;
 
-	bpf_map_update_elem(&fuse_guarded, &service, &reason, BPF_NOEXIST);
+	note_reason(&service, REASON_MAY_SPLICE);
 }
 
 /* In TCP_CONNECT_CB and TCP_LISTEN_CB: marks the socket of who may splice. */
@@ -135,7 +91,7 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 	struct settings *set = array_value(&fuse_settings);
 	struct bpf_sock *sk = skops->sk;
 	struct service service;
-	u32 *known;
+	struct known *known;
 
 	if (!tp || !sk || !set || !set->splicers)
 		return;
@@ -143,15 +99,13 @@ static __always_inline void mark_splicer(struct bpf_sock_ops *skops, bool listen
 		bpf_sk_storage_get(&fuse_splicers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (listens)
 			note_splicers_service(tp);
-		else
-			keep_peer_out(tp, tp->write_seq, OUTCOME(ends_may_splice));
 		return;
 	}
 	bpf_sk_storage_delete(&fuse_splicers, sk); /* another program has it now */
 	service = service_of(tp, false);
-	known = listens ? bpf_map_lookup_elem(&fuse_guarded, &service) : NULL;
-	if (known && *known == REASON_MAY_SPLICE)
-		bpf_map_delete_elem(&fuse_guarded, &service);
+	known = listens ? bpf_map_lookup_elem(&fuse_services, &service) : NULL;
+	if (known && known->reason == REASON_MAY_SPLICE)
+		bpf_map_delete_elem(&fuse_services, &service);
 }
 
 /* sk: of either type that bpf_sk_storage_get() takes */

@@ -16,11 +16,12 @@ readonly STAGING=$PIN_DIR/staging
 # A directory CGROUP-PROGRAM (inode number and id) for each place where a program of this
 # bpffs may be attached.
 readonly ATTACHED=$PIN_DIR/attached
-# Names of maps.  Those of the first line outlive a reload, but for fuse_guarded; that of the
-# settings says that a program is ours.
-readonly SETTINGS=fuse_settings COUNTERS=fuse_counters MARKS=fuse_marks GUARDED=fuse_guarded CAPTURE=fuse_capture
-readonly DIRECTIONS=fuse_directions PROGRAMS=fuse_programs PORTS=fuse_ports NETS=fuse_nets
-readonly CGROUPS_MAP=fuse_cgroups ADOPTERS=fuse_adopters SIDECAR_MAP=fuse_sidecar
+# Names of maps.  Those of the first line outlive a reload; that of the settings says that a
+# program is ours.
+readonly SETTINGS=fuse_settings COUNTERS=fuse_counters MARKS=fuse_marks CAPTURE=fuse_capture
+readonly SERVICES=fuse_services FLOWS=fuse_flows DIRECTIONS=fuse_directions
+readonly PROGRAMS=fuse_programs PORTS=fuse_ports NETS=fuse_nets CGROUPS_MAP=fuse_cgroups
+readonly ADOPTERS=fuse_adopters SIDECAR_MAP=fuse_sidecar
 readonly LOCK=/run/sockfuse.lock
 readonly LOCK_WAIT=60 # seconds
 

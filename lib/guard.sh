@@ -30,7 +30,7 @@ stage_guard() {
   local command arguments
   [[ $GUARD ]] || return 0
   SPLICERS=1 # who does not read where splice is refused
-  shared_maps "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"
+  shared_maps "$SETTINGS" "$COUNTERS" "$MARKS" "$SERVICES" "$DIRECTIONS"
   arguments=("$here/bpf/bpf_guard.bpf.o" "$STAGING/guard" "${MAPS[@]}")
   if [[ $("$BPFTOOL" prog help 2>&1) == *autoattach* ]]; then
     command=("$BPFTOOL" prog loadall "${arguments[@]}" autoattach)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # log; the rest: set by common.sh and options.sh
 # BPF iterators: programs that run when their pin is read.  One lists the sockets of a sockhash
 # for status.sh, one adopts established connections.  Promises load.sh that it goes on without
-# the first where that does not load, and adopt.sh that a read concerns each network namespace.
+# the first where that does not load, and that a read concerns each network namespace.
 # stage_… needs staging.sh and policy.sh.
 
 # pin_iterator OBJECT NAME: at $STAGING/NAME; sets log, of its caller, if it fails.  libbpf finds maps by

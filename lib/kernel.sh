@@ -61,7 +61,7 @@ need_btf() {
 # An adopted socket has to ask for the callbacks of the sockops program.
 need_adoption() {
   [[ ! $ADOPTING ]] || grep -qa TCP_BPF_SOCK_OPS_CB_FLAGS /sys/kernel/btf/vmlinux ||
-    die "$EX_HOST" "--adopt and --min-age need Linux 6.12" "leave them out"
+    die "$EX_HOST" "--adopt needs Linux 6.12" "leave it out"
 }
 
 # sockmap_can_splice: Linux may come to read fused bytes in splice itself

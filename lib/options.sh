@@ -9,6 +9,7 @@ usage() {
 Usage: ${0##*/} [--cgroup PATH]... [--net CIDR]... [--port LIST]
                [--exclude-port LIST] [--adopt] [--config FILE]
                [--check [--json] | --quiet] [RARE OPTION]...
+       ${0##*/} --reset-services [--quiet]
 
 Fuses local TCP connections: each one that is established from now on between
 two loopback addresses, in every network namespace.  Running it again replaces
@@ -20,17 +21,17 @@ what is loaded; live connections go on.
                        are on this host, in the same network namespace or not,
                        and through NAT; local: this host's own addresses
   --port LIST          fuse only connections to services that listen on these
-                       ports: numbers and ranges, as 80,443,6000-6010
+                       ports, as 80,443,6000-6010, whether they gain or not
   --exclude-port LIST  do not fuse connections to services on these ports; nor to
                        564,2049,3240,3260,4420,10809, which the kernel serves,
                        unless --port has them
   --adopt              fuse the connections that are established already, too
-  --config FILE        take options from a file, too, one a line, as here; lines
-                       that begin with # are comments
+  --config FILE        take options from a file, too, one a line; # for comments
   --check              load nothing for good, and attach to no cgroup; say what
                        this host lacks (exit 1), what would be reduced, and which
                        faults of sockmap this kernel is known to have
   --json               print what --check found as one JSON object
+  --reset-services     load nothing; forget what was learned of services
   --quiet              do not print the commands that change the system
   --help               this text
 
@@ -50,9 +51,7 @@ NETWORKS=()           # → policy, load
 LISTED=               # lists of --port, a comma before each → policy, load
 EXCLUDE=              # lists of --exclude-port, a comma before each → policy
 MAX_CONNECTIONS=65536 # → staging, load
-ADOPTING=             # 1 with --adopt or --min-age; preflight sets it → kernel, iterators, staging, load
-MIN_AGE=              # seconds → load
-NONBLOCKING=          # 1 or empty → load
+ADOPTING=             # 1 with --adopt; preflight sets it → kernel, iterators, staging, load
 SIDECAR_PORT=         # → sidecar, staging
 SIDECAR_UID=          # decimal or 0x… → sidecar
 SIDECAR_MARK=         # decimal or 0x… → sidecar
@@ -61,9 +60,14 @@ GUARD=1               # or empty; stage_guard empties it where it cannot attach 
 CAREFUL=              # 1 or empty → guard, load
 CHECK=                # 1 or empty → load
 JSON=                 # 1 or empty → preflight
+RESET=                # 1 or empty → load
 
 parse_arguments() {
+  local word
   read_options "$@"
+  for word in ${RESET:+"$@"}; do
+    [[ $word == --reset-services || $word == --quiet ]] || wrong "--reset-services goes with --quiet alone"
+  done
   check_options
 }
 
@@ -84,21 +88,22 @@ read_options() {
       --refresh) # of older versions; a sockfuse.conf that still has it must not keep the service off
         warn "--refresh is ignored: it follows from nf_conntrack_tcp_timeout_established; take it out"
         ;;
+      --min-age) warn "--min-age is ignored: services whose connections are short are left on TCP; take it out" ;;
+      --nonblocking-only) warn "--nonblocking-only is ignored; take it out" ;;
       --sidecar) SIDECAR_PORT=$2 ;;
       --sidecar-uid) SIDECAR_UID=$2 ;;
       --sidecar-mark) SIDECAR_MARK=$2 ;;
       --port) LISTED+=,$2 ;;
       --exclude-port) EXCLUDE+=,$2 ;;
       --max-connections) MAX_CONNECTIONS=$2 ;;
-      --min-age) MIN_AGE=$2 ADOPTING=1 ;;
       --config) read_config "$2" ;;
       --adopt) ADOPTING=1 ;;
-      --nonblocking-only) NONBLOCKING=1 ;;
       --account) ACCOUNT=1 ;;
       --no-guard) GUARD= ;;
       --careful) CAREFUL=1 ;;
       --check) CHECK=1 ;;
       --json) JSON=1 ;;
+      --reset-services) RESET=1 ;;
       --quiet) QUIET=1 ;;
       *) last_option "$1" ;;
     esac
@@ -124,10 +129,6 @@ check_options() {
   [[ ! $CAREFUL || $GUARD ]] || wrong "--careful needs the guard"
   # Each connection has two sockets; the kernel allocates the buckets at once.
   check_number --max-connections number 1 16777216 "$MAX_CONNECTIONS"
-  [[ ! $MIN_AGE ]] || check_number --min-age "number of seconds" 1 255 "$MIN_AGE"
-  [[ ! $NONBLOCKING || $ADOPTING ]] || wrong "--nonblocking-only goes with --adopt or --min-age"
-  # Who accepts is told from others by the packet that ends the handshake.
-  [[ ${#NETWORKS[@]} == 0 || ! $MIN_AGE ]] || wrong "--net does not go with --min-age"
   check_sidecar
   ports_of --port "$LISTED" >/dev/null
   ports_of --exclude-port "$EXCLUDE" >/dev/null

@@ -130,7 +130,7 @@ try_load() {
   [[ ! $MISSING ]] || return 0
   [[ ! $GUARD ]] || tried missing guard "its programs attach" guard_or_why
   tried reduced status "lists connections" stage_status
-  tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt and --min-age work" adoption
+  tried "$([[ $ADOPTING ]] && echo missing || echo reduced)" adoption "--adopt works" adoption
   ! symbols_hidden || found reduced symbols "$SYMBOLS_HIDDEN"
   look_at_readers
   look_at_faults

@@ -8,7 +8,7 @@
 stage_sidecar() {
   local log name bytes arguments
   [[ $SIDECAR_PORT ]] || return 0
-  shared_maps "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$DIRECTIONS"
+  shared_maps "$SETTINGS" "$COUNTERS" "$MARKS" "$DIRECTIONS"
   for name in fuse_originals fuse_sources; do # what live connections have there
     [[ ! -e $SIDECAR/$name ]] || MAPS+=(map name "$name" pinned "$SIDECAR/$name")
   done

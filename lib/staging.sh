@@ -110,7 +110,7 @@ keep_settings() {
     OLD_SETTINGS=$settings
   elif [[ $settings ]]; then
     kept=(map name "$SETTINGS" id "$settings")
-    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, min_age, nets, listed, refresh, nonblocking, splicers}')
+    SETTINGS_BEFORE=$(settings_in id "$settings" | jq -c '{fuse, careful, account, nets, listed, refresh, splicers}')
     SETTINGS_MAP=(id "$settings")
   fi
   ! same_size counters pinned "$PIN_DIR/$COUNTERS" || kept+=(map name "$COUNTERS" pinned "$PIN_DIR/$COUNTERS")
@@ -146,7 +146,7 @@ stage_programs() {
   # One for all loads, so that connections of an earlier one are captured, too.
   run "$BPFTOOL" map pin pinned "$PIN_DIR/$CAPTURE" "$STAGING/maps/$CAPTURE" 2>/dev/null ||
     create_map "what is captured" "$STAGING/maps/$CAPTURE" type array key 4 value 8 entries 1 name "$CAPTURE"
-  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS" "$GUARDED" "$CAPTURE"
+  shared_maps "$SETTINGS" "$COUNTERS" "$DIRECTIONS" "$MARKS" "$CAPTURE" "$SERVICES" "$FLOWS"
   load_program bpf_redirect sk_msg "$STAGING/bpf_redir" "${MAPS[@]}"
   SETTINGS_MAP=(pinned "$STAGING/maps/$SETTINGS")
 }
@@ -179,9 +179,10 @@ commit() {
   run mv -fT "$STAGING/sock_ops_map" "$PIN_MAP"
   run mv -fT "$STAGING/bpf_redir" "$PIN_REDIR"
   run mv -fT "$STAGING/bpf_sockops" "$PIN_SOCKOPS"
-  for map in "$SETTINGS" "$COUNTERS" "$MARKS" "$GUARDED" "$CAPTURE"; do
+  for map in "$SETTINGS" "$COUNTERS" "$MARKS" "$CAPTURE" "$SERVICES"; do
     run mv -fT "$STAGING/maps/$map" "$PIN_DIR/$map"
   done
+  [[ ! -e $PIN_DIR/fuse_guarded ]] || run rm -f "$PIN_DIR/fuse_guarded" # of an older version
   [[ ! -e $PIN_DIR/guard ]] || run rm -rf "$PIN_DIR/guard"
   [[ ! $GUARD ]] || run mv -T "$STAGING/guard" "$PIN_DIR/guard"
   [[ ! -e $SIDECAR ]] || run rm -rf "$SIDECAR"

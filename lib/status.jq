@@ -11,9 +11,12 @@ def ranges:
   | join(",");
 
 # enum reason of bpf/maps.h
-def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "recv_beside_send", "may_splice", "may_splice"];
+def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "recv_beside_send", "may_splice"];
 
 def guard_reason: guard_reasons[.];
+
+# Of a value of fuse_services: load.sh --reset-services
+def may_be_forgotten: .reason | guard_reason != "may_splice";
 
 # Whose connections to the service; nothing if everybody's, also for lack of the field in an
 # older load
@@ -35,6 +38,28 @@ def reasons:
 # What bpftool -j showed, null if it had nothing to show
 def shown: .[0] | if type == "object" and has("error") then null else . end;
 
+def service_key: {netns: .key.netns, port: .key.port} + (.key.user | guard_user);
+
+# Entries of fuse_services, each once, although bpftool may list one twice that was used meanwhile
+def known_services: [.services | shown[]?.formatted] | unique_by(.key);
+
+# Those of which something was seen that only TCP serves
+def guarded_services: map(select(.value.reason > 0) | service_key + {reason: (.value.reason | guard_reason)}) | unique;
+
+# $boot: when the host was started.  Why the next connections of a service are plain TCP: for good,
+# for what was seen of this user's or of everybody's; or as the last ones in a row (IN_VAIN of
+# bpf/services.h) gained nothing, most of them for that.  The busiest first.
+def services($boot):
+  (map(select(.value.reason > 0) | {key: (.key | tojson), value: (.value.reason | guard_reason)}) | from_entries) as $seen
+  | map(
+      (.value.ended | {gained: .[0], short: .[1], stream: .[2], files: .[3]}) as $ended
+      | (([.key, (.key | .user = 4294967295) | $seen[tojson] // empty] | first)
+         // if .value.in_vain == 16 then $ended | del(.gained) | to_entries | max_by(.value).key else null end) as $reason
+      | service_key
+      + (if $reason then {path: "tcp", reason: $reason} else {path: "fused"} end)
+      + {since: ($boot + .value.since / 1000000000 | floor | todate), connections: ($ended | add)} + $ended + {left_out: .value.left_out})
+  | sort_by(-.connections, .port, .user);
+
 # The id of the map of that name that one of our programs uses, 0 if none
 def map_used($name):
   [.sockops, .redir | shown | .map_ids[]?] as $used
@@ -43,7 +68,7 @@ def map_used($name):
 # Those that status.sh dumps
 def map_ids:
   $ARGS.named
-  | [map_used("sock_ops_map", "fuse_counters", "fuse_guarded", "fuse_ports", "fuse_nets")] | join(" ");
+  | [map_used("sock_ops_map", "fuse_counters", "fuse_services", "fuse_ports", "fuse_nets")] | join(" ");
 
 def counters:
   {
@@ -66,8 +91,7 @@ def load_command($load):
   + (if .map.max_entries == 131072 or .map.max_entries == 0 then [] else ["--max-connections", "\(.map.max_entries / 2)"] end)
   + (.policy.sidecar | if . == null then [] else ["--sidecar", "\(.port)"]
       + (if has("uid") then ["--sidecar-uid", "\(.uid)"] else [] end) + (if has("mark") then ["--sidecar-mark", "\(.mark)"] else [] end) end)
-  + (if .policy.min_age_seconds > 0 then ["--min-age", "\(.policy.min_age_seconds)"] elif .policy.adopting then ["--adopt"] else [] end)
-  + (if .policy.nonblocking_only then ["--nonblocking-only"] else [] end)
+  + (if .policy.adopting then ["--adopt"] else [] end)
   + (if .policy.accounting then ["--account"] else [] end)
   + (if .policy.careful then ["--careful"] elif .guard.loaded or .guard.splicers_left_out then [] else ["--no-guard"] end)
   | join(" ");
@@ -90,6 +114,7 @@ def loaded($version; $kernel):
   (.sockops |= shown | .redir |= shown | .map |= shown | .settings = (.settings | shown)[0].formatted.value)
   | .settings as $settings
   | (.counters | shown | if . then summed else null end) as $counters
+  | known_services as $services
   | {
       loaded: true,
       damage: damage,
@@ -106,18 +131,17 @@ def loaded($version; $kernel):
         excluded_ports: (.ports | ports_of(0)),
         accounting: ($settings.account == 1),
         careful: ($settings.careful == 1),
-        min_age_seconds: ($settings.min_age // 0),
         sidecar: (.sidecar | shown[0]?.formatted.value // null | if . then
           {port: (.port | number)} + (if .by_uid == 1 then {uid: (.uid | number)} else {} end) + (if .by_mark == 1 then {mark: (.mark | number)} else {} end)
         else null end),
-        adopting: (.adopt != ""),
-        nonblocking_only: ($settings.nonblocking == 1)
+        adopting: (.adopt != "")
       },
       guard: {
         loaded: (.guard != ""),
         splicers_left_out: ($settings.splicers == 2),
-        services: [.guarded | shown[]?.formatted | {netns: .key.netns, port: .key.port} + (.key.user | guard_user) + {reason: (.value | guard_reason)}]
+        services: ($services | guarded_services)
       },
+      services: ((now - (.uptime | split(" ")[0] | tonumber)) as $boot | $services | services($boot)),
       map: {entries: (.entries | tonumber), max_entries: (.map.max_entries // 0)},
       backlog,
       counters: (if $counters then $counters | counters else null end)
@@ -143,7 +167,7 @@ def report:
   | ($state | if . then outcomes else "" end), ($report | exit_code), ($report | tojson);
 
 # Those of .fallback that count sockets; the others count messages.
-def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "map_full", "refused", "remote");
+def of_sockets: IN("left_out", "excluded", "guarded_service", "may_splice", "no_gain", "map_full", "refused", "remote");
 
 def or_none: if . == "" then "none" else . end;
 
@@ -177,7 +201,6 @@ def summary:
       if .policy.ports == "" then "" else ", only ports \(.policy.ports)" end)\(
       if .policy.excluded_ports == "" then "" else ", but not ports \(.policy.excluded_ports)" end)\(
       if .policy.sidecar then ", to the proxy at port \(.policy.sidecar.port)" else "" end)\(
-      if .policy.min_age_seconds > 0 then ", from an age of \(.policy.min_age_seconds) s on" else "" end)\(
       if .policy.careful then ", careful" else "" end)\(if .policy.accounting then ", accounting" else "" end)",
     "  guard      \(if .guard.loaded then "on" elif .guard.splicers_left_out then
       "off; programs that may splice stay plain TCP" else "off" end)\(if .guard.services == [] then "" else
@@ -213,7 +236,20 @@ def seen:
         if $more == "0" then "" else " (\($more) more readers)" end); see: \($why) \($port)"),
     (.plain // "" | select(. != "") | "  plain TCP  \(.); see: \($why)");
 
-def text: summary, seen, counters_table($ARGS.named.before[0]);
+# What was learned of services; the first 20
+def learned_table:
+  .services // [] | select(. != [])
+  | ([.[].netns] | unique | length > 1) as $namespaces
+  | "",
+    (["learned", "user", "connections", "gained", "path", "since"] + (if $namespaces then ["netns"] else [] end),
+      (.[:20][]
+        | [.port, .user // "all", .connections, (.connections as $all | if $all > 0 then .gained | percent($all) else "" end), .path + (if .reason then ": " + .reason else "" end),
+            (.since | fromdate | strflocaltime("%F %T"))]
+        + (if $namespaces then [.netns] else [] end))
+    | @tsv),
+    (length - 20 | select(. > 0) | "and \(.) more: see --json");
+
+def text: summary, seen, counters_table($ARGS.named.before[0]), learned_table;
 
 def metric($name; $type; $help; samples):
   "# HELP sockfuse_\($name) \($help)", "# TYPE sockfuse_\($name) \($type)", (samples | "sockfuse_\($name)\(.[0]) \(.[1])");

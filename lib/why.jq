@@ -34,6 +34,7 @@ def explanations: {
   interrupted: "a recv of its service was interrupted and answered EAGAIN",
   ulp: "its service uses kTLS",
   recv_beside_send: "one end fills its send buffer while the other sends, or while a thread of it sleeps in recv",
+  no_gain: "the last connections of its user to its service gained nothing; load.sh --port has a service fused always",
   may_splice: "one of its programs may splice; see the list splicers"
 };
 
@@ -51,7 +52,8 @@ def in_networks($nets):
 # A socket that is in no map
 def kept_out($report; $cgroups):
   [.local, .remote | port] as $ports
-  | ([$report.guard.services[] | select(.port | IN($ports[])).reason] | first) as $learned
+  | ([$report.guard.services[] | select(.port | IN($ports[])).reason]
+     + [$report.services[] | select(.path == "tcp" and (.port | IN($ports[]))) | "no_gain"] | first) as $learned
   | (any(.local, .remote; on_loopback | not)) as $between
   | if $between and $report.policy.nets == [] then "remote"
     elif any(.local, .remote; on_loopback or in_networks($report.policy.nets) | not) then "nets"

@@ -13,11 +13,10 @@ _sockfuse() {
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
       return
       ;;
-    --net | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --min-age | --every | --top | --why) return ;;
+    --net | --sidecar | --sidecar-uid | --sidecar-mark | --port | --exclude-port | --max-connections | --top | --why) return ;;
   esac
   case ${1##*/} in
-    sockfuse-load) options="--cgroup --net --port --exclude-port --max-connections --sidecar --sidecar-uid --sidecar-mark --adopt --min-age --nonblocking-only --account --no-guard --careful --config --check --json --quiet --help" ;;
-    sockfuse-adopt) options="--every --quiet --help" ;;
+    sockfuse-load) options="--cgroup --net --port --exclude-port --max-connections --sidecar --sidecar-uid --sidecar-mark --adopt --account --no-guard --careful --config --check --json --reset-services --quiet --help" ;;
     sockfuse-unload) options="--quiet --help" ;;
     sockfuse-status) options="--json --prometheus --watch --top --why --help" ;;
     sockfuse-trace-lo-traffic) options="--all --help" ;;
@@ -25,4 +24,4 @@ _sockfuse() {
   esac
   mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
 }
-complete -F _sockfuse sockfuse-load sockfuse-unload sockfuse-adopt sockfuse-status sockfuse-trace-bpf-output sockfuse-trace-lo-traffic
+complete -F _sockfuse sockfuse-load sockfuse-unload sockfuse-status sockfuse-trace-bpf-output sockfuse-trace-lo-traffic

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# load.sh --adopt and --min-age: connections enter the map after they were
+# load.sh --adopt: connections enter the map after they were
 # established, both ends or none, and while they carry traffic.
 
 load helpers
@@ -17,7 +17,7 @@ teardown() {
   assert_nothing_left
 }
 
-adopt() { "$here/adopt.sh" --quiet "$@" 3>&-; }
+adopt() { cat "$BPFFS/sockfuse/adopt"; }
 
 # by_tcp [JSON]: messages that went by TCP
 by_tcp() { jq '[to_entries[] | select(.key | startswith("tcp_")).value] | add' <<<"${1:-$(counters)}"; }
@@ -137,64 +137,10 @@ established() { [[ $(ss -Htn state established | wc -l) == "$1" ]]; }
   [ "$(counter ends_tracked)" -eq 10 ]
 }
 
-@test "--min-age: short connections never enter the map, older ones do while adopt.sh runs; it ends with sockfuse" {
-  load --min-age 5
-  "$here/bench/load" connect 64 1 0 0 >/dev/null
-  [ "$(counter ends_tracked)" -eq 0 ]
-  adopt --every 0.2 &
-  BUSY=$!
-  open_steps
-  step send 10
-  step read 10
-  [ "$(counter ends_tracked)" -eq 0 ]
-  tracked() { (($(counter ends_tracked) == 2)); }
-  wait_for 30 tracked
-  step pace 10 3
-  counters
-  [ "$(counter fused_messages)" -eq 2 ]
-  "$here/status.sh" | grep -qx '  policy     loopback, from an age of 5 s on'
-  "$here/status.sh" --json | jq -e '.load_command | test("--min-age 5")'
-  rm "$BPFFS/sockfuse/adopt"
-  run "$here/status.sh"
-  [ "$status" -eq 4 ]
-  [[ $output == *"sockfuse/adopt is missing; try: "*" --min-age 5"* ]]
-  wait "$BUSY"
-  unload --quiet
-}
-
-@test "loaded again without --min-age, connections are fused from their start, and adopt.sh says what it needs" {
-  load --min-age 5
-  load
-  "$TRAFFIC" echo 127.0.0.1 127.0.0.1 1000
-  [ "$(counter fused_bytes)" -eq 2000 ]
-  run "$here/adopt.sh"
-  [ "$status" -eq 1 ]
-  [[ $output == *"not loaded for this; try: $here/load.sh --adopt" ]]
-}
-
-@test "--nonblocking-only adopts connections of which both ends are, and no others" {
-  "$TRAFFIC" busy 10 >"$BATS_TEST_TMPDIR/busy" 3>&- & # every other one blocks
-  BUSY=$!
-  wait_for 30 grep -q connected "$BATS_TEST_TMPDIR/busy"
-  load --adopt --nonblocking-only
-  counters
-  [ "$(counter ends_tracked)" -eq 10 ]
-  "$here/status.sh" --json | jq -r .load_command | grep -F -- "--nonblocking-only"
-  load --adopt
-  [ "$(counter ends_tracked)" -eq 20 ]
-}
-
-@test "on a kernel that cannot: one line, exit 4, nothing changed; wrong values: exit 2" {
+@test "on a kernel that cannot: one line, exit 4, nothing changed" {
   sed 's/TCP_BPF_SOCK_OPS_CB_FLAGS/TCP_BPF_SOCK_OPS_CB_FLAGZ/' /sys/kernel/btf/vmlinux >"$BATS_TEST_TMPDIR/btf"
   run unshare --mount bash -c "mount --bind $BATS_TEST_TMPDIR/btf /sys/kernel/btf/vmlinux; $here/load.sh --quiet --adopt" 3>&-
   [ "$status" -eq 4 ]
   [ "${#lines[@]}" -eq 1 ]
-  [[ $output == *"--adopt and --min-age need Linux 6.12; leave them out" ]]
-  for age in 0 300 1s; do
-    run "$here/load.sh" --min-age "$age"
-    [ "$status" -eq 2 ]
-    [[ $output == *"--min-age: not a number of seconds from 1 to 255: $age; see: "* ]]
-  done
-  run "$here/adopt.sh" --every x
-  [ "$status" -eq 2 ]
+  [[ $output == *"--adopt needs Linux 6.12; leave it out" ]]
 }

@@ -26,7 +26,7 @@ told() {
   needs_list
   open_steps
   step send 1000
-  remember fe ff 0 0 value hex 2
+  remember 65534 2
   status "$1" >"$BATS_TEST_TMPDIR/on"
   rm "$BPFFS/bpf_redir"
   status "$1" >"$BATS_TEST_TMPDIR/damaged" || true

@@ -9,6 +9,8 @@ CGROUP=/sys/fs/cgroup
 TRAFFIC=$here/tests/traffic
 
 load() { "$here/load.sh" --quiet "$@" 3>&-; }
+# Nothing is learned of services: of a client's many connections none is left on TCP.
+load_always() { load --port 1-65535 "$@"; }
 unload() { "$here/unload.sh" "$@" 3>&-; }
 status() { "$here/status.sh" "$@" 3>&-; }
 
@@ -127,7 +129,7 @@ open_steps() {
 # are pauses between them, and it is no stream
 pace_until_left() {
   for _ in {1..10}; do
-    step pace 64 40000
+    step pace 64 2000
     sleep 0.3
     step pace 64
     (($(counter ends_unfused) < 2)) || return 0
@@ -149,9 +151,31 @@ step() {
   [ "$answer" = ok ]
 }
 
-# remember USER value hex REASON: as the guard does, of port 5001 (0x1389); bytes
+# service FILTER [PORT]: what status.sh tells of the service at that port
+service() { "$here/status.sh" --json 3>&- | jq -c ".services[] | select(.port == ${2:-5001}) | $1"; }
+
+# bytes NUMBER: its four, the lowest first
+bytes() { echo "$(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255))"; }
+# shellcheck disable=SC2034 # the tests use it
+readonly ANYBODY=4294967295
+# struct known of bpf/services.h; its reason is at 16
+mapfile -t ZEROS < <(printf '0\n%.0s' {1..40})
+readonly ZEROS
+
+# remember USER REASON: as the guard does, of the service at port 5001
 remember() {
-  local netns
-  mapfile -t netns < <(printf '%08x' "$(stat -L -c %i /proc/self/ns/net)" | grep -o .. | tac)
-  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_guarded" key hex "${netns[@]}" 89 13 0 0 "$@" 0 0 0
+  # shellcheck disable=SC2046 # a word a byte
+  "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_services" key $(bytes "$(stat -L -c %i /proc/self/ns/net)") \
+    $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value "${ZEROS[@]:0:16}" "$2" "${ZEROS[@]:0:23}"
+}
+
+# fill_services N [TIMES]: with so many others, which are used twice, or so often; on each processor,
+# since each keeps its last ones to itself
+fill_services() {
+  local cpu
+  for ((cpu = 0; cpu < $(nproc); cpu++)); do
+    seq "$1" | awk -v map="$BPFFS/sockfuse/fuse_services" -v zeros="${ZEROS[*]}" -v times="${2-2}" -v cpu="$cpu" '{
+      for (i = 0; i < times; i++) print "map update pinned", map, "key 1 0 0 0 0 0 0 0", $1 % 256, int($1 / 256), cpu, 0, 1, 0, 0, 0, "value", zeros
+    }' | taskset -c "$cpu" "$BPFTOOL" batch file - >/dev/null
+  done
 }

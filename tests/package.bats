@@ -4,7 +4,7 @@
 load helpers
 
 ROOT=$here/tests/apps/root
-COMMANDS="load unload adopt status trace-bpf-output trace-lo-traffic"
+COMMANDS="load unload status trace-bpf-output trace-lo-traffic"
 
 teardown() {
   unload --quiet
@@ -60,13 +60,15 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
   [ "$status" -eq 2 ]
 }
 
-@test "a sockfuse.conf of an older version, with --refresh: sockfuse is on, and one line says to take it out" {
-  local file=$BATS_TEST_TMPDIR/conf
-  printf '%s\n' "--refresh 30" "--exclude-port 80" >"$file"
+@test "a sockfuse.conf of an older version: sockfuse is on, and a line for each option that is gone says to take it out" {
+  local file=$BATS_TEST_TMPDIR/conf option
+  printf '%s\n' "--refresh 30" "--min-age 1" --nonblocking-only "--exclude-port 80" >"$file"
   run load --config "$file"
   echo "$output"
   [ "$status" -eq 0 ]
-  [ "$(grep -c -- "--refresh is ignored: .*; take it out" <<<"$output")" -eq 1 ]
+  for option in refresh min-age nonblocking-only; do
+    [ "$(grep -c -- "--$option is ignored.*; take it out$" <<<"$output")" -eq 1 ]
+  done
   [ "$("$here/status.sh" --json 3>&- | jq -r .policy.excluded_ports)" = 80 ]
 }
 
@@ -78,10 +80,10 @@ installed() { find "$1" ! -type d -printf '/%P\n' | sort; }
   [ "$("$here/status.sh" --json 3>&- | jq -c .policy.sidecar)" = '{"port":15001,"uid":1337}' ]
   unload --quiet
   rmdir "$CGROUP/pod"
-  echo --nonblocking-only >"$file"
+  echo --json >"$file"
   run load --config "$file"
   [ "$status" -eq 2 ]
-  [[ $output == *"--nonblocking-only goes with "* ]]
+  [[ $output == *"--json goes with "* ]]
 }
 
 @test "every commented option of sockfuse.conf is one that load.sh takes" {
@@ -108,7 +110,6 @@ completed_options() {
 own() {
   case $1 in
     status) grep -vx -- --account ;;
-    adopt) grep -vxE -- '--(adopt|min-age)' ;;
     *) cat ;;
   esac
 }
@@ -246,25 +247,6 @@ echo "excluded: $(asked .policy.excluded_ports)"
 [[ $(asked .programs) != "$before" ]] && echo "loaded anew"
 systemctl stop sockfuse && echo stopped
 state "stopped"
-echo "--min-age 1" >>/etc/sockfuse.conf
-systemctl start sockfuse
-python3 -c '
-import socket, time
-listener = socket.create_server(("127.0.0.1", 4322))
-client = socket.create_connection(("127.0.0.1", 4322))
-server = listener.accept()[0]
-for i in range(40):
-    client.sendall(b"x" * 1000)
-    server.recv(1000)
-    time.sleep(0.1)
-'
-(($(asked .counters.fused_bytes) > 0)) && echo "adopted"
-systemctl is-active sockfuse-adopt
-sed -i "/--min-age/d" /etc/sockfuse.conf
-systemctl reload sockfuse
-sleep 3
-echo "then $(systemctl is-active sockfuse-adopt)"
-systemctl stop sockfuse
 ansible-playbook -i localhost, -c local -e ansible_become=false -e "sockfuse_package=$(echo /root/sockfuse_*.deb)" \
   -e '{"sockfuse_options": "--account"}' /root/sockfuse.yml
 systemctl is-enabled sockfuse
@@ -281,7 +263,7 @@ END
   local line
   for line in installed "after the installation: 3" verified "the timer is disabled" "sockfuse_loaded 0" started "started: 0" \
     "sockfuse_loaded 1" "sockfuse_damages 0" "the timer is inactive, its file removed" "fused: 1000" reloaded 'excluded: "4321"' "loaded anew" stopped \
-    "stopped: 3" adopted active "then inactive" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
+    "stopped: 3" enabled "by the playbook: 0" "installed again" "upgraded: 0" "reloaded by the upgrade" "accounting: true" removed \
     "left: 0 pins, 0 attachments"; do
     grep -qxF "$line" "$BATS_TEST_TMPDIR/log" || { echo "not so: $line" && return 1; }
   done

@@ -356,7 +356,7 @@ finish_unread() {
   [ "$("$BPFTOOL" -j map show pinned "$BPFFS/sock_ops_map" | jq .max_entries)" -eq 154 ]
   "$here/status.sh" | grep -F 10.0.0.0/8
   local script
-  for script in load unload status adopt trace_bpf_output trace_lo_traffic; do
+  for script in load unload status trace_bpf_output trace_lo_traffic; do
     run "$here/$script.sh" -h
     [ "$status" -eq 0 ]
     [[ $output == "Usage: $script.sh"* ]]
@@ -547,7 +547,7 @@ attach() {
   assert_on
 }
 
-@test "a clone whose name has a space and quotes, called by a symbolic link: load --adopt, status, adopt, unload" {
+@test "a clone whose name has a space and quotes, called by a symbolic link: load --adopt, status, unload" {
   local clone="$BATS_TEST_TMPDIR/it's a \"clone\"" link="$BATS_TEST_TMPDIR/a link" options=()
   ! can_adopt || options=(--adopt)
   mkdir "$clone" "$link"
@@ -561,7 +561,6 @@ attach() {
   open_steps
   BACKGROUND=$STEPS_PID
   ! can_list || [ "$("$clone/status.sh" --json 3>&- | jq '.connections | length')" -eq 2 ]
-  ! can_adopt || "$clone/adopt.sh" --quiet
   rm "$BPFFS/bpf_redir"
   run "$link/status.sh" 3>&-
   echo "$output"
@@ -832,7 +831,6 @@ full() { hidden "mount -t tmpfs -o size=4k tmpfs $1 && head -c 4096 /dev/zero >$
   full /tmp "$here/status.sh" --prometheus >/dev/null 3>&-
   full /tmp "$here/status.sh" --watch 0.1 3>&- | grep -m 2 'fused messages'
   ! can_adopt || full /tmp "$here/load.sh" --quiet --adopt 3>&-
-  ! can_adopt || full /tmp "$here/adopt.sh" --quiet 3>&-
   full /tmp "$here/trace_lo_traffic.sh" >"$BATS_TEST_TMPDIR/traffic" 2>&1 3>&- &
   script=$!
   wait_for 30 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/traffic"

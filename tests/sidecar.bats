@@ -102,7 +102,7 @@ start_proxy() {
 @test "10,000 connections of curl through the proxy, by name and by address, IPv4 and IPv6: each where it wanted to go" {
   local i
   start_proxy
-  sidecar
+  sidecar --port 1-65535
   for i in {1..2500}; do
     printf 'url = http://%s:8080/\noutput = /dev/null\n' four.example six.example 10.244.0.2 '[fd00:244::2]'
   done >"$BATS_TEST_TMPDIR/urls"
@@ -124,7 +124,7 @@ start_proxy() {
   cp "$here/examples/haproxy-sidecar.cfg" "$ROOT/tmp/haproxy-sidecar.cfg"
   in_pod chroot "$ROOT" haproxy -f /tmp/haproxy-sidecar.cfg >"$BATS_TEST_TMPDIR/haproxy" 2>&1 &
   wait_for 30 ip netns exec pod bash -c 'ss -Hltn "sport = :15001" | grep -q .'
-  load --no-guard --cgroup "$POD" --net 10.244.0.0/16 --sidecar 15001 --sidecar-uid "$uid"
+  load_always --no-guard --cgroup "$POD" --net 10.244.0.0/16 --sidecar 15001 --sidecar-uid "$uid"
   for _ in {1..50}; do
     in_pod curl -s --fail http://10.244.0.2:8080/ http://10.244.0.2:8080/ | uniq -c | grep -q '2 hello'
   done

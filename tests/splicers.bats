@@ -75,9 +75,7 @@ on_and_before() {
 @test "nobody makes sockfuse forget a service from before the load" {
   serve 7100 "$TRAFFIC" proxy 7100 8080 go
   load
-  # twice each: what has been used is kept for longer
-  seq 60000 | awk '{ for (i = 0; i < 2; i++) print "map update pinned /sys/fs/bpf/sockfuse/fuse_guarded key 1 0 0 0", $1 % 256, int($1 / 256), 0, 0, 1, 0, 0, 0, "value 1 0 0 0" }' |
-    "$BPFTOOL" batch file - >/dev/null
+  fill_services 60000
   through
   counters
   [ "$(counter fused_messages)" -eq 0 ]

@@ -731,8 +731,8 @@ static int run_waitall(void)
 	int pair[2];
 
 	make_pair(pair);
-	/* 200 small messages wait, more than may be fused: TCP takes over. */
-	for (; sent < 200 * 16; sent += 16)
+	/* 50 small messages wait, more than may be fused: TCP takes over. */
+	for (; sent < 50 * 16; sent += 16)
 		send_all(pair[0], bytes_at(5, sent), 16);
 	pthread_create(&reader, NULL, waitall_reader, &pair[1]);
 	while (sent < total) {
@@ -784,6 +784,105 @@ static int run_flagged(char **args)
 		check_bytes(got, reader, 0, sizeof(got));
 	}
 	return 0;
+}
+
+/*
+ * visits PORT UID CONNECTIONS HOW N [open]: so many connections of that user's, one after
+ * the other, to a service at that port, each with
+ *	talk	N requests and answers of 100 bytes
+ *	stream	N messages of 64 bytes one way, each read before the next
+ *	slow	the same, with pauses of 1 ms
+ *	busy	the same, with 100 us of work for each
+ *	sparse	the same, with an answer to each eight
+ *	upload, download	N of 64 KB, to the service or from it
+ *	files	N requests of 100 bytes, and 60,000 bytes by sendfile() for each
+ *	pages	the same, behind a header of 200 bytes
+ * Then both ends close, but with "open" the client only when the last connection is done
+ * and a line has come on standard input.
+ */
+static void visit_message(int from, int to, size_t n, uint64_t offset)
+{
+	static unsigned char buffer[65536];
+
+	send_all(from, bytes_at(1, offset), n);
+	recv_all(to, buffer, n);
+	check_bytes(buffer, 1, offset, n);
+}
+
+static void visit_file(int from, int to, size_t n)
+{
+	static unsigned char buffer[65536];
+	static int file = -1;
+	off_t start = 0;
+
+	if (file < 0) {
+		file = memfd_create("visit", 0);
+		if (write(file, bytes_at(1, 0), n) != (ssize_t)n)
+			fail("write");
+	}
+	if (sendfile(from, file, &start, n) != (ssize_t)n)
+		fail("sendfile");
+	recv_all(to, buffer, n);
+	check_bytes(buffer, 1, 0, n);
+}
+
+/* keeps the processor for so long */
+static void work(double ms)
+{
+	double end = now_ms() + ms;
+
+	while (now_ms() < end)
+		;
+}
+
+static void visit(const int pair[2], const char *how, int n)
+{
+	for (int i = 0; i < n; i++) {
+		bool page = !strcmp(how, "pages"), file = page || !strcmp(how, "files");
+
+		if (file || !strcmp(how, "talk"))
+			visit_message(pair[0], pair[1], 100, i);
+		if (page)
+			visit_message(pair[1], pair[0], 200, i);
+		if (!strcmp(how, "talk"))
+			visit_message(pair[1], pair[0], 100, i);
+		else if (file)
+			visit_file(pair[1], pair[0], 60000);
+		else if (!strcmp(how, "upload"))
+			visit_message(pair[0], pair[1], 65536, i);
+		else if (!strcmp(how, "download"))
+			visit_message(pair[1], pair[0], 65536, i);
+		else
+			visit_message(pair[0], pair[1], 64, i);
+		if (!strcmp(how, "slow"))
+			usleep(1000);
+		if (!strcmp(how, "busy"))
+			work(0.1);
+		if (!strcmp(how, "sparse") && i % 8 == 7)
+			visit_message(pair[1], pair[0], 64, i);
+	}
+}
+
+static int run_visits(char **args)
+{
+	int port = atoi(args[0]), listener = listen_on("127.0.0.1", &port), pair[2];
+	char line[16];
+
+	for (int i = 0; i < atoi(args[2]); i++) {
+		if (seteuid(atoi(args[1])))
+			fail("seteuid");
+		pair[0] = connect_from(0, "127.0.0.1", port);
+		if (seteuid(0))
+			fail("seteuid back");
+		pair[1] = accept(listener, NULL, NULL);
+		visit(pair, args[3], atoi(args[4]));
+		if (!args[5])
+			close(pair[0]);
+		close(pair[1]);
+	}
+	printf("visited\n");
+	fflush(stdout);
+	return args[5] && !fgets(line, sizeof(line), stdin);
 }
 
 /*
@@ -2117,7 +2216,7 @@ static int run_proxy(char **args, bool go)
 }
 
 /*
- * server PORT: sends back what comes, at 127.0.0.1.
+ * server PORT [ADDRESS]: sends back what comes, at 127.0.0.1 or there.
  *
  * through SERVER PROXY CONNECTIONS SIZE [connect]: such a server at port SERVER, if that
  * is not 0, and clients, one after the other, that connect to port PROXY of a program
@@ -2290,6 +2389,7 @@ static int run_whole(char **args)
  *	sendfile N [TIMES]	by sendfile(), and read after each
  *	file N	by sendfile(), and not read
  *	pace N [TIMES]	in one send() each, and read after each
+ *	talk N [TIMES]	the same, and the server answers
  *	share N	end N (0: the client) enters the map of tests/neighbour.bpf.c, too
  */
 struct steps {
@@ -2425,6 +2525,12 @@ static void take_step(struct steps *steps, const char *name, int n, int times)
 			take_step(steps, "send", n, 1);
 			read_step(steps, n, ANY_FLAGS);
 		}
+	} else if (!strcmp(name, "talk")) {
+		for (; times; times--) {
+			take_step(steps, "pace", n, 1);
+			take_step(steps, "answer", n, 1);
+			take_step(steps, "take", n, 1);
+		}
 	} else if (!strcmp(name, "read")) {
 		read_step(steps, n, ANY_FLAGS);
 	} else if (!strcmp(name, "answer")) {
@@ -2496,6 +2602,19 @@ static int run_steps(void)
 	return 0;
 }
 
+/* cookie: that of this network namespace, of which the maps keep the low half */
+static int run_cookie(void)
+{
+	int sk = socket(AF_INET, SOCK_STREAM, 0);
+	uint64_t cookie = 0;
+	socklen_t n = sizeof(cookie);
+
+	if (getsockopt(sk, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &n))
+		fail("SO_NETNS_COOKIE");
+	printf("%u\n", (uint32_t)cookie);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit files;
@@ -2523,6 +2642,10 @@ int main(int argc, char **argv)
 		return run_waitall();
 	if (argc == 5 && !strcmp(argv[1], "flagged"))
 		return run_flagged(argv + 2);
+	if (argc >= 7 && !strcmp(argv[1], "visits"))
+		return run_visits(argv + 2);
+	if (argc == 2 && !strcmp(argv[1], "cookie"))
+		return run_cookie();
 	if (argc == 3 && !strcmp(argv[1], "splice"))
 		return run_splice(argv[2]);
 	if (argc == 2 && !strcmp(argv[1], "ktls"))
@@ -2557,10 +2680,11 @@ int main(int argc, char **argv)
 		return run_busy(argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "leave"))
 		return run_leave(argv + 2);
-	if (argc == 3 && !strcmp(argv[1], "server")) {
+	if (argc >= 3 && !strcmp(argv[1], "server")) {
 		int port = atoi(argv[2]);
 
-		run_server((void *)(long)listen_on("127.0.0.1", &port));
+		run_server(
+			(void *)(long)listen_on(argc > 3 ? argv[3] : "127.0.0.1", &port));
 	}
 	if (argc >= 6 && !strcmp(argv[1], "through"))
 		return run_through(argv + 2, argc > 6);

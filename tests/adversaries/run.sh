@@ -30,7 +30,7 @@ rps=/sys/class/net/lo/queues/rx-0/rps_cpus
 if [[ -e $BPFFS/bpf_sockops ]]; then
   trap 'echo 0 >"$rps"' EXIT
 else
-  "$here/load.sh" --quiet
+  "$here/load.sh" --quiet --port 1-65535 # whatever their connections teach
   trap 'echo 0 >"$rps"; unload --quiet' EXIT
 fi
 

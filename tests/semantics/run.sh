@@ -23,7 +23,7 @@ case ${1-} in
     ;;
 esac
 mkdir -p "$CGROUP/plain" "$CGROUP/fused" "$CGROUP/elsewhere"
-load --cgroup "$CGROUP/fused" "$@"
+load_always --cgroup "$CGROUP/fused" "$@"
 trap 'unload --quiet' EXIT
 # catalogue CGROUP ADDRESS
 catalogue() {

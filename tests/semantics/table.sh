@@ -201,9 +201,6 @@ To leave such a service out, take the first of these that fits:
   TCP.
 - \`/etc/sockfuse.splicers\` with the name of the program (redis-cli, php-fpm8.2), then \`load.sh\`
   again: its connections and those to its services are plain TCP, at both ends.
-- On Linux 6.12 and later, \`load.sh --min-age 1 --nonblocking-only\` and \`adopt.sh --every 1\`: only
-  connections of which both ends are \`O_NONBLOCK\` are fused, and such ends do not sleep in recv. No
-  service has to be named.
 - With the guard nothing has to be done after the first time: a service whose reader answered
   \`EAGAIN\` is plain TCP from its next connection on. Where the reader was a client, that holds for
   its user alone.

@@ -21,7 +21,7 @@ release=${boot##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/over/src" "$work/over/usr/lib/modules"
-tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/foreign/root --exclude=tests/vm/root --exclude=tests/vm/root-arm64 --exclude=tests/vm/root-bookworm --exclude=tests/vm/root-proxies \
+tar -C "$project" -cf - --exclude=.git --exclude=tests/apps/root --exclude=tests/foreign/root --exclude='tests/vm/root*' \
   --exclude=tests/vm/arm64 --exclude=tests/vm/kernels --exclude=tests/bpftools . | tar -C "$work/over/src" -xf -
 find "$work/over/src" \( -name '*.bpf.o' -o -name autoattach -o -name fionread \) -exec touch {} + # or load.sh would build them
 case $release in
@@ -51,10 +51,11 @@ cp -ax /. /new
 touch /new/switched
 exec switch_root /new /init
 }'
-# kTLS and what it needs, for guard.bats; what pasta needs, and its test; readers in the kernel
+# kTLS and what it needs, for guard.bats; what pasta needs, and its test; readers in the kernel;
+# what containers need
 modules=$(dirname "$(find "$boot" -path "*/lib/modules/$release")")
 [[ $release == *-arm64 ]] ||
-  (cd "$modules" && tar --ignore-failed-read -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto,drivers/net/veth.ko*,drivers/net/tun.ko*,drivers/block/nbd.ko*,drivers/scsi/{*iscsi*,scsi_*,sd_mod*}}) 2>/dev/null |
+  (cd "$modules" && tar --ignore-failed-read -cf - "$release"/modules.* "$release"/kernel/{net/tls,crypto,lib,arch/x86/crypto,drivers/net/veth.ko*,drivers/net/tun.ko*,drivers/block/nbd.ko*,drivers/scsi/{*iscsi*,scsi_*,sd_mod*},net/{802,bridge,llc,netfilter,ipv4/netfilter,ipv6/netfilter},fs/overlayfs}) 2>/dev/null |
   tar -C "$work/over/usr/lib/modules" -xf -
 cat >"$work/over/init" <<END
 #!/bin/bash
