@@ -37,7 +37,7 @@ C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz
 
 # What needs tests/apps/root or downloads of other suites, changes a setting of the host, or
 # takes long.
-APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts sidecar status upgrade)
+APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts services sidecar status upgrade)
 
 # What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats use, and
 # what tests need in an emulated machine.

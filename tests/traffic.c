@@ -875,6 +875,9 @@ static int run_visits(char **args)
 		if (seteuid(0))
 			fail("seteuid back");
 		pair[1] = accept(listener, NULL, NULL);
+		for (int end = 0; end < 2; end++)
+			setsockopt(pair[end], IPPROTO_TCP, TCP_NODELAY, &(int){ 1 },
+				   sizeof(int));
 		visit(pair, args[3], atoi(args[4]));
 		if (!args[5])
 			close(pair[0]);
