@@ -36,8 +36,8 @@ SHELL_FILES := $(COMMANDS:=.sh) $(wildcard lib/*.sh) packaging/build.sh packagin
 C_FILES := $(wildcard *.h bpf/*.[ch] tests/*.[ch] tests/semantics/*.c tests/fuzz/*.c tests/adversaries/*.[ch] bench/*.[ch])
 
 # What needs tests/apps/root or downloads of other suites, changes a setting of the host, or
-# takes long.
-APPS_TESTS := $(patsubst %,tests/%.bats,adversaries apps bpftools formats memory package reloads scripts services sidecar status upgrade)
+# takes long.  The longest begin first, so that none is alone at the end.
+APPS_TESTS := $(patsubst %,tests/%.bats,upgrade reloads scripts status services apps package adversaries bpftools formats memory sidecar)
 
 # What tests/apps.bats and make bench run, what tests/package.bats and tests/formats.bats use, and
 # what tests need in an emulated machine.
