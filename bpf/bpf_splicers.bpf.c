@@ -23,14 +23,7 @@ static __always_inline bool is_tcp(struct sock *sk)
 
 static __always_inline void note_service(struct sock *sk)
 {
-	struct net *net = READ(sk, __sk_common.skc_net.net);
-	struct service service = {
-		.netns = READ(net, ns.inum),
-		.cookie = bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie)
-								 : 0,
-		.port = READ(sk, __sk_common.skc_num),
-		.user = ANYBODY,
-	};
+	struct service service = service_here(sk);
 
 	if (READ_BITFIELD(sk, __sk_common.skc_state) == TCP_LISTEN)
 		note_reason(&service, REASON_MAY_SPLICE);

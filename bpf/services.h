@@ -83,20 +83,31 @@ struct {
 	__type(value, struct known);
 } fuse_services SEC(".maps");
 
-/* The service that this end's doings concern.  Only the end that connected has a user. */
-static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
+/* The service whose end this is */
+static __always_inline struct service service_here(struct sock *sk)
 {
-	struct sock *sk = sk_of(tp);
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	return (struct service){
 		.netns = READ(net, ns.inum),
 		.cookie = bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie)
 								 : 0,
-		.port = connected ? bpf_ntohs(READ(sk, __sk_common.skc_dport))
-				  : READ(sk, __sk_common.skc_num),
-		.user = connected ? READ(sk, sk_uid.val) : ANYBODY,
+		.port = READ(sk, __sk_common.skc_num),
+		.user = ANYBODY,
 	};
+}
+
+/* The service that this end's doings concern.  Only the end that connected has a user. */
+static __always_inline struct service service_of(struct tcp_sock *tp, bool connected)
+{
+	struct sock *sk = sk_of(tp);
+	struct service service = service_here(sk);
+
+	if (connected) {
+		service.port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+		service.user = READ(sk, sk_uid.val);
+	}
+	return service;
 }
 
 /*

@@ -10,7 +10,7 @@ def ranges:
   | map(if .[0] == .[1] then "\(.[0])" else "\(.[0])-\(.[1])" end)
   | join(",");
 
-# enum reason of bpf/maps.h
+# enum reason of bpf/services.h
 def guard_reasons: ["", "splice", "recv_flags", "send_flags", "interrupted", "ulp", "recv_beside_send", "may_splice"];
 
 def guard_reason: guard_reasons[.];

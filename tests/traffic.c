@@ -759,6 +759,17 @@ static int run_waitall(void)
 	return 0;
 }
 
+/* A connection of that user's to a service of ours */
+static void make_pair_of(const char *uid, int listener, int port, int pair[2])
+{
+	if (seteuid(atoi(uid)))
+		fail("seteuid");
+	pair[0] = connect_from(0, "127.0.0.1", port);
+	if (seteuid(0))
+		fail("seteuid back");
+	pair[1] = accept(listener, NULL, NULL);
+}
+
 /*
  * flagged PORT UID END: one connection, of that user's, to a service of this one's at
  * that port; 100 bytes each way.  END, client or server, reads with MSG_WAITALL.
@@ -769,12 +780,7 @@ static int run_flagged(char **args)
 	const char *names[2] = { "client", "server" };
 	unsigned char got[100];
 
-	if (seteuid(atoi(args[1])))
-		fail("seteuid");
-	pair[0] = connect_from(0, "127.0.0.1", port);
-	if (seteuid(0))
-		fail("seteuid back");
-	pair[1] = accept(listener, NULL, NULL);
+	make_pair_of(args[1], listener, port, pair);
 	for (int reader = 0; reader < 2; reader++) {
 		send_all(pair[!reader], bytes_at(reader, 0), sizeof(got));
 		if (strcmp(args[2], names[reader]))
@@ -869,12 +875,7 @@ static int run_visits(char **args)
 	char line[16];
 
 	for (int i = 0; i < atoi(args[2]); i++) {
-		if (seteuid(atoi(args[1])))
-			fail("seteuid");
-		pair[0] = connect_from(0, "127.0.0.1", port);
-		if (seteuid(0))
-			fail("seteuid back");
-		pair[1] = accept(listener, NULL, NULL);
+		make_pair_of(args[1], listener, port, pair);
 		for (int end = 0; end < 2; end++)
 			setsockopt(pair[end], IPPROTO_TCP, TCP_NODELAY, &(int){ 1 },
 				   sizeof(int));
