@@ -796,6 +796,8 @@ static int run_flagged(char **args)
  * visits PORT UID CONNECTIONS HOW N [open]: so many connections of that user's, one after
  * the other, to a service at that port, each with
  *	talk	N requests and answers of 100 bytes
+ *	mixed	the same, but a single one on 15 of 16 connections
+ *	apart	the same as talk, and 150 ms between the connections
  *	stream	N messages of 64 bytes one way, each read before the next
  *	slow	the same, with pauses of 1 ms
  *	busy	the same, with 100 us of work for each
@@ -843,14 +845,17 @@ static void work(double ms)
 
 static void visit(const int pair[2], const char *how, int n)
 {
+	bool talk =
+		!strcmp(how, "talk") || !strcmp(how, "mixed") || !strcmp(how, "apart");
+
 	for (int i = 0; i < n; i++) {
 		bool page = !strcmp(how, "pages"), file = page || !strcmp(how, "files");
 
-		if (file || !strcmp(how, "talk"))
+		if (file || talk)
 			visit_message(pair[0], pair[1], 100, i);
 		if (page)
 			visit_message(pair[1], pair[0], 200, i);
-		if (!strcmp(how, "talk"))
+		if (talk)
 			visit_message(pair[1], pair[0], 100, i);
 		else if (file)
 			visit_file(pair[1], pair[0], 60000);
@@ -879,7 +884,10 @@ static int run_visits(char **args)
 		for (int end = 0; end < 2; end++)
 			setsockopt(pair[end], IPPROTO_TCP, TCP_NODELAY, &(int){ 1 },
 				   sizeof(int));
-		visit(pair, args[3], atoi(args[4]));
+		visit(pair, args[3],
+		      !strcmp(args[3], "mixed") && i % 16 != 15 ? 1 : atoi(args[4]));
+		if (!strcmp(args[3], "apart"))
+			usleep(150000);
 		if (!args[5])
 			close(pair[0]);
 		close(pair[1]);
