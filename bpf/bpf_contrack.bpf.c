@@ -56,8 +56,8 @@ static __always_inline u32 stays_out(struct bpf_sock_ops *skops, struct bpf_sock
 
 	if (!outcome)
 		outcome = excluded(set, &service);
-	if (!outcome) /* what --port names is always fused */
-		outcome = kept_out(tp, &service, connected && !set->listed);
+	if (!outcome)
+		outcome = kept_out(tp, &service, connected);
 	if (!outcome && IS_SPLICERS(set, sk)) {
 		outcome = OUTCOME(ends_may_splice);
 		if (!connected) /* another address of the port may have made it forget */
@@ -88,7 +88,7 @@ static __always_inline u32 put_in(struct bpf_sock_ops *skops, struct settings *s
 	}
 	COUNT(ends_tracked);
 	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags | CALLBACKS);
-	if (connected)
+	if (connected) /* what --port names is always fused, so nothing is learned */
 		begin_flow(isns_as_one(tp), &service, set->listed);
 	else
 		join_flow(tp);

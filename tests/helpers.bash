@@ -162,11 +162,11 @@ readonly ANYBODY=4294967295
 mapfile -t ZEROS < <(printf '0\n%.0s' {1..40})
 readonly ZEROS
 
-# remember USER REASON: as the guard does, of the service at port 5001
+# remember USER REASON [PORT]: as the guard does, of the service at port 5001, or that one
 remember() {
   # shellcheck disable=SC2046 # a word a byte
   "$BPFTOOL" map update pinned "$BPFFS/sockfuse/fuse_services" key $(bytes "$(stat -L -c %i /proc/self/ns/net)") \
-    $(bytes "$("$TRAFFIC" cookie)") $(bytes 5001) $(bytes "$1") value "${ZEROS[@]:0:16}" "$2" "${ZEROS[@]:0:23}"
+    $(bytes "$("$TRAFFIC" cookie)") $(bytes "${3-5001}") $(bytes "$1") value "${ZEROS[@]:0:16}" "$2" "${ZEROS[@]:0:23}"
 }
 
 # fill_services N [TIMES]: with so many others, which are used twice, or so often; on each processor,

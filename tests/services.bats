@@ -213,6 +213,13 @@ add_netns() {
   (($(counter ends_unfused) == 2 && $(counter fused_messages) < 1000))
 }
 
+@test "so does one whose writer sleeps for some microseconds after each message" {
+  load
+  visits 1000 1 naps 10000
+  counters
+  (($(counter ends_unfused) == 2))
+}
+
 @test "so does one with an answer to each eight messages, later" {
   load
   for _ in {1..10}; do # unless others have the processor
@@ -436,6 +443,45 @@ export -f talk_to
   "$TRAFFIC" visits 5001 1000 1 talk 10
   fill_services 60000 1
   [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["splice"]' ]
+}
+
+@test "a service of which something was seen once is not forgotten for services of one connection each" {
+  load
+  "$TRAFFIC" half_close 1 1000 1
+  [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["interrupted"]' ]
+  fill_services 60000 1
+  [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["interrupted"]' ]
+}
+
+# The client's message to a server that sleeps in send would be another reason.  Of the two ports
+# one is the service's.
+@test "the first reason that was seen of a service stays" {
+  local port
+  load
+  open_steps
+  BACKGROUND=$STEPS_PID
+  step fill 20971520
+  for port in $(ss -Htn state established | awk '{ sub(".*:", "", $3); print $3 }'); do
+    remember 0 7 "$port"
+  done
+  step send 100
+  [ "$(status --json | jq -c '[.guard.services[] | .reason]')" = '["may_splice","may_splice"]' ]
+  step take 65536 320
+  step read 100
+}
+
+@test "connections of which all messages go by TCP for a capture teach nothing" {
+  local capture
+  load
+  "$here/trace_lo_traffic.sh" --all 5001 >"$BATS_TEST_TMPDIR/capture" 2>&1 3>&- &
+  capture=$!
+  wait_for 20 grep -q 'listening on lo' "$BATS_TEST_TMPDIR/capture"
+  visits 1000 40 talk 10
+  kill "$capture"
+  wait "$capture"
+  ((left_out == 0))
+  [ "$(counter fused_messages)" -eq 0 ]
+  [ -z "$(service .)" ]
 }
 
 @test "a service that was seen to do what differs is told with its reason, whatever its connections taught" {

@@ -799,7 +799,8 @@ static int run_flagged(char **args)
  *	mixed	the same, but a single one on 15 of 16 connections
  *	apart	the same as talk, and 150 ms between the connections
  *	stream	N messages of 64 bytes one way, each read before the next
- *	slow	the same, with pauses of 1 ms
+ *	slow	the same, with pauses of 0.5 ms
+ *	naps	the same, with pauses as short as can be
  *	busy	the same, with 100 us of work for each
  *	sparse	the same, with an answer to each eight
  *	upload, download	N of 64 KB, to the service or from it
@@ -866,7 +867,9 @@ static void visit(const int pair[2], const char *how, int n)
 		else
 			visit_message(pair[0], pair[1], 64, i);
 		if (!strcmp(how, "slow"))
-			usleep(1000);
+			usleep(500);
+		if (!strcmp(how, "naps"))
+			usleep(1);
 		if (!strcmp(how, "busy"))
 			work(0.1);
 		if (!strcmp(how, "sparse") && i % 8 == 7)
@@ -879,6 +882,7 @@ static int run_visits(char **args)
 	int port = atoi(args[0]), listener = listen_on("127.0.0.1", &port), pair[2];
 	char line[16];
 
+	prctl(PR_SET_TIMERSLACK, 1); /* ns */
 	for (int i = 0; i < atoi(args[2]); i++) {
 		make_pair_of(args[1], listener, port, pair);
 		for (int end = 0; end < 2; end++)
